@@ -1,0 +1,192 @@
+"""The contract between data and model: `Spec`, `Observation`, `Actions`, `DecodeGrammar`.
+
+Importing this module imports no array library. The records hold arrays of numpy, torch or JAX alike.
+Axes: b batch, h height, w width, s state_dim, l max_token_len, t action_horizon, d action_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import evolve, field, frozen
+
+from vla.errors import DataError
+
+Array = Any
+NORMS = ("quantile", "zscore")
+
+
+@frozen
+class Spec:
+    """Shapes at the border between data and model: the `[spec]` table of a variant.
+
+    `state_dim` and `action_dim` are what the model sees, after padding; a robot may have fewer. `norm` is `quantile`
+    (1st to 99th percentile onto [-1, 1]; openpi's choice for pi05 and pi0_fast) or `zscore` (its choice for pi0).
+    """
+
+    cameras: tuple[str, ...] = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+    image_size: tuple[int, int] = (224, 224)  # height, width
+    state_dim: int = 32
+    action_dim: int = 32
+    action_horizon: int = 50
+    max_token_len: int = 200
+    norm: str = "quantile"
+
+
+@frozen
+class Observation:
+    """What a policy sees. Fields as in openpi's `Observation`; `extra` lets a new head bring inputs of its own."""
+
+    images: Mapping[str, Array]  # camera -> [b h w 3] float32 in [-1, 1], or uint8
+    image_masks: Mapping[str, Array]  # camera -> [b] bool; False: this row has no such camera
+    state: Array  # [b s] float32, normalised and padded
+    tokenized_prompt: Array | None = None  # [b l] int32
+    tokenized_prompt_mask: Array | None = None  # [b l] bool; False: padding (always at the end)
+    token_ar_mask: Array | None = None  # [b l] int32; 1: the token is a target, 0: it is prompt
+    token_loss_mask: Array | None = None  # [b l] bool; True: the token is predicted
+    extra: Mapping[str, Array] = field(factory=dict)
+
+    @property
+    def batch(self) -> int:
+        """Rows in the batch."""
+        return self.state.shape[0]
+
+
+@frozen
+class Actions:
+    """A chunk of actions. `mask` is True where a step and a dim are real, False where they are padding."""
+
+    values: Array  # [b t d] float32, normalised and padded
+    mask: Array | None = None  # [b t d] bool; None: all real
+
+
+@frozen
+class DecodeGrammar:
+    """Which token sequences stand for a chunk: what a token head may emit, as tables a device can read.
+
+    A well-formed answer is `prefix`, then action tokens whose `lengths` add up to exactly `total`, then `suffix`.
+    FAST: a token stands for one or more DCT coefficients, total = horizon * dim. Binning: every length is 1.
+    """
+
+    prefix: tuple[int, ...]  # text ids before the actions, e.g. of "Action: "
+    action_ids: Array  # [v] int32: text-vocabulary id of each codec token
+    lengths: Array  # [v] int32: values each codec token stands for; 0: never allowed
+    total: int
+    suffix: tuple[int, ...]  # text ids after the actions, e.g. of "|" and end of text
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest answer, prefix and suffix included."""
+        return len(self.prefix) + self.total + len(self.suffix)
+
+
+def observation_from(batch: Mapping[str, Any]) -> Observation:
+    """The record from a batched model-input dict (keys are the field names; other keys are ignored)."""
+    for key in ("images", "state"):
+        if key not in batch:
+            raise DataError("the model input is incomplete", field=key, got=sorted(batch), fix=f"provide {key!r}")
+    names = ("tokenized_prompt", "tokenized_prompt_mask", "token_ar_mask", "token_loss_mask")
+    return Observation(
+        images=dict(batch["images"]),
+        image_masks=dict(batch["image_masks"]),
+        state=batch["state"],
+        extra=dict(batch.get("extra", {})),
+        **{name: batch.get(name) for name in names},
+    )
+
+
+def drop_absent_cameras(obs: Observation) -> Observation:
+    """The same observation without the cameras that no row has (host-side arrays: reads the masks).
+
+    An absent camera then costs nothing. The result of the model is unchanged: masked tokens take no position and
+    nobody sees them.
+    """
+    seen = [name for name, mask in obs.image_masks.items() if bool(mask.any())]
+    return evolve(
+        obs, images={n: obs.images[n] for n in seen}, image_masks={n: obs.image_masks[n] for n in seen}
+    )
+
+
+def trim_prompt(obs: Observation, multiple: int = 16) -> Observation:
+    """The same observation with the prompt cut to the longest row, rounded up to `multiple` (few compiled shapes)."""
+    if obs.tokenized_prompt is None or obs.tokenized_prompt_mask is None:
+        return obs
+    longest = int(obs.tokenized_prompt_mask.sum(-1).max())
+    keep = min(obs.tokenized_prompt.shape[1], max(1, -(-longest // multiple)) * multiple)
+
+    def cut(a: Array) -> Array:
+        return None if a is None else a[:, :keep]
+
+    return evolve(
+        obs,
+        tokenized_prompt=cut(obs.tokenized_prompt),
+        tokenized_prompt_mask=cut(obs.tokenized_prompt_mask),
+        token_ar_mask=cut(obs.token_ar_mask),
+        token_loss_mask=cut(obs.token_loss_mask),
+    )
+
+
+def check_observation(obs: Observation, spec: Spec, vocab_size: int | None = None) -> None:
+    """Refuse an observation that the model would misread. Call it on the host, on numpy arrays.
+
+    Raises:
+        DataError: a camera is missing or unknown, an image, the state or the prompt has a wrong shape, a value is not
+            finite, or a token id is beyond the vocabulary. The message names the field, what came and what was expected.
+    """
+    import numpy as np
+
+    b = obs.batch
+    if unknown := set(obs.images) - set(spec.cameras):
+        raise DataError(
+            "an image of a camera that this policy does not know",
+            field="images",
+            got=sorted(unknown),
+            expected=f"any of {list(spec.cameras)}",
+            fix="rename the camera in the robot adapter, or build with --set spec.cameras=[...]",
+        )
+    if not obs.images:
+        raise DataError("the observation has no camera image", field="images", expected=f"one of {list(spec.cameras)}")
+    for name, image in obs.images.items():
+        want = (b, *spec.image_size, 3)
+        if tuple(image.shape) != want:
+            raise DataError(
+                "an image has the wrong shape",
+                field=f"images[{name!r}]",
+                got=tuple(image.shape),
+                expected=want,
+                fix="resize to spec.image_size, height x width x RGB",
+            )
+        if image.dtype != np.uint8 and not np.isfinite(image).all():
+            raise DataError("an image has NaN or infinite values", field=f"images[{name!r}]", fix="drop this frame")
+        if name not in obs.image_masks or tuple(obs.image_masks[name].shape) != (b,):
+            raise DataError("an image lacks its mask", field=f"image_masks[{name!r}]", expected=(b,))
+    if tuple(obs.state.shape) != (b, spec.state_dim):
+        raise DataError(
+            "the state has the wrong width",
+            field="state",
+            got=tuple(obs.state.shape),
+            expected=(b, spec.state_dim),
+            fix="pad the state, or build with --set spec.state_dim=N",
+        )
+    if not np.isfinite(obs.state).all():
+        bad = np.argwhere(~np.isfinite(np.asarray(obs.state)))[0]
+        raise DataError(
+            "the state has NaN or infinite values",
+            field=f"state[{bad[0]}, {bad[1]}]",
+            got=float(obs.state[tuple(bad)]),
+            fix="check the sensor or drop this frame",
+        )
+    if obs.tokenized_prompt is not None:
+        ids = np.asarray(obs.tokenized_prompt)
+        if obs.tokenized_prompt_mask is None or obs.tokenized_prompt_mask.shape != ids.shape:
+            raise DataError("the prompt lacks its mask", field="tokenized_prompt_mask", expected=ids.shape)
+        if ids.size and (ids.min() < 0 or (vocab_size is not None and ids.max() >= vocab_size)):
+            bad_id = int(ids.min()) if ids.min() < 0 else int(ids.max())
+            raise DataError(
+                "a token id is outside the vocabulary",
+                field="tokenized_prompt",
+                got=bad_id,
+                expected=f"0 .. {(vocab_size or 0) - 1}",
+                fix="the tokenizer and the backbone must share one vocabulary (backbone.llm.vocab_size)",
+            )

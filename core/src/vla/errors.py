@@ -1,0 +1,49 @@
+"""The errors a user may see.
+
+Every error that a user's mistake can cause derives from `VlaError`. The console turns it into one message and exit
+status 2, without a traceback; library callers can catch it. A message says what is wrong, with which value, and what
+to do about it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_ABSENT = object()
+
+
+class VlaError(Exception):
+    """One clear error: what happened, in which field, with which value, and the way out."""
+
+    def __init__(self, what: str, *, field: str = "", got: Any = _ABSENT, expected: Any = _ABSENT, fix: str = ""):
+        self.what, self.field, self.fix = what, field, fix
+        lines = [what]
+        if field:
+            lines.append(f"  field:    {field}")
+        if got is not _ABSENT:
+            lines.append(f"  got:      {got}")
+        if expected is not _ABSENT:
+            lines.append(f"  expected: {expected}")
+        if fix:
+            lines.append(f"  fix:      {fix}")
+        super().__init__("\n".join(lines))
+
+
+class PartError(VlaError):
+    """A part is unknown, broken, ambiguous, or does not fit its neighbours."""
+
+
+class SettingsError(VlaError):
+    """A setting is unknown or has a wrong value."""
+
+
+class DataError(VlaError):
+    """Data (an observation, a dataset, statistics) is not what the policy needs."""
+
+
+class StoreError(VlaError):
+    """A model directory or checkpoint cannot be read or written."""
+
+
+class DecodeError(VlaError):
+    """A sequence of action tokens does not stand for a chunk of actions."""
