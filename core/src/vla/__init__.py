@@ -1,0 +1,1 @@
+"""Compose Vision-Language-Action robot policies from plugins, in PyTorch and JAX."""
