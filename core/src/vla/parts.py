@@ -118,8 +118,9 @@ class Part:
         torch, jax: "module:Class" of the code in that framework, imported only when weights are made.
         numpy: "module:Class" of framework-neutral code (tokenizers, datasets, robots, environments).
         transforms: "module:function", (settings, `vla.transforms.Context`) -> list of (stage, step).
-        draws: heads only: "module:function", (settings, spec, batch, numpy Generator) -> {name: array}: the random
-            numbers of one training step, drawn once for both frameworks.
+        draws: heads only: "module" with two numpy functions, so that both frameworks get the same random numbers:
+            `draws(chosen, spec, batch, rng)` -> (nested) dict of arrays for one training step, and
+            `noise(chosen, spec, batch, rng)` -> the array that sampling starts from.
         params: "module" with the name tables (`ROWS`, and `OPENPI`, `HF` where they exist).
         settings_version, upgrade: (old settings dict, old version) -> new settings dict.
         contract: the version of the contract of this kind that the part speaks.

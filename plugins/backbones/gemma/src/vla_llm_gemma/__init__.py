@@ -1,0 +1,17 @@
+"""Gemma LLM core with any number of experts side by side."""
+
+from vla_llm_gemma.config import PRESETS, Settings, offers
+
+from vla.parts import Part
+
+PART = Part(
+    kind="llm",
+    name="gemma",
+    summary="Gemma decoder, any number of experts joined in attention, adaRMS, prefix cache",
+    settings=Settings,
+    presets=PRESETS,
+    offers=lambda s, inner: {**offers(s), "multi_expert": True, "adarms": True, "insulates": True},
+    torch="vla_llm_gemma.torch_impl:Gemma",
+    jax="vla_llm_gemma.jax_impl:Gemma",
+    params="vla_llm_gemma.params",
+)

@@ -1,0 +1,17 @@
+"""SigLIP vision encoder."""
+
+from vla_vision_siglip.config import Settings, presets
+
+from vla.parts import Part
+
+PART = Part(
+    kind="vision",
+    name="siglip",
+    summary="SigLIP image encoder, all big_vision variants",
+    settings=Settings,
+    presets=presets(),
+    offers=lambda s, inner: {"width": s.width, "pooled": s.pool != "none"},
+    torch="vla_vision_siglip.torch_impl:SigLIP",
+    jax="vla_vision_siglip.jax_impl:SigLIP",
+    params="vla_vision_siglip.params",
+)

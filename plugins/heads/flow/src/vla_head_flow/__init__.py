@@ -1,0 +1,51 @@
+"""Flow-matching action head, and the model types pi0 and pi05."""
+
+from vla_head_flow.config import PRESETS, Settings, experts, layout
+
+from vla.parts import ModelType, Part, has, is_true
+
+
+def _needs(s: Settings):
+    needs = [is_true("backbone", "multi_expert", "the action expert runs beside the backbone in the same attention")]
+    if s.time == "adarms":
+        needs.append(is_true("backbone", "adarms", "time = adarms modulates the norms of the action expert"))
+    if s.state == "tokens":
+        needs.append(has("tokenizer", "emits", "state", "state = tokens reads the robot's state from the prompt"))
+    return tuple(needs)
+
+
+PART = Part(
+    kind="head",
+    name="flow",
+    summary="flow matching with an action expert (pi0, pi0.5)",
+    settings=Settings,
+    presets=PRESETS,
+    offers=lambda s, inner: {"gives": "chunk", "own_expert": True, "state": s.state, "losses": {"actions": "action"}},
+    needs=_needs,
+    layout=lambda s, inner: layout(s),
+    experts=lambda s, inner: experts(s),
+    torch="vla_head_flow.torch_impl:FlowHead",
+    jax="vla_head_flow.jax_impl:FlowHead",
+    draws="vla_head_flow.draws",
+    params="vla_head_flow.params",
+)
+
+PI0 = ModelType(
+    name="pi0",
+    summary="flow matching, time by concat, continuous state (openpi Pi0, pi05=False)",
+    tree={
+        "backbone": {"part": "paligemma"},
+        "tokenizer": {"part": "paligemma", "prompt": "pi0"},
+        "head": {"part": "flow", "time": "concat", "state": "continuous"},
+    },
+    spec={"max_token_len": 48, "norm": "zscore"},
+)
+PI05 = ModelType(
+    name="pi05",
+    summary="flow matching, time by adaRMS, state in the prompt (openpi Pi0, pi05=True)",
+    tree={
+        "backbone": {"part": "paligemma"},
+        "tokenizer": {"part": "paligemma", "prompt": "pi05"},
+        "head": {"part": "flow"},
+    },
+)
