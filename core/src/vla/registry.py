@@ -1,0 +1,340 @@
+"""Entry-point names -> parts.
+
+Names come from package metadata alone: a plugin's code runs only when that plugin is asked for, and whatever goes
+wrong in it (any exception, `sys.exit`, a wrong object, another contract) becomes one `PartError` about that plugin.
+Nothing here imports an array library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+from attrs import frozen
+
+from vla.errors import PartError
+from vla.parts import CONTRACTS, GROUPS, MODEL_TYPES_GROUP, ModelType, Part
+
+CORE = "vla-core"
+HOOKS_GROUP = "vla.hooks"
+MODEL_TYPE, HOOKS = "model_type", "hooks"
+# Everything that is found by entry points: the kinds of parts, named trees, listeners.
+ALL_GROUPS: dict[str, str] = {**GROUPS, MODEL_TYPE: MODEL_TYPES_GROUP, HOOKS: HOOKS_GROUP}
+PLURAL = {kind: f"{kind}s" for kind in ALL_GROUPS} | {
+    "vision": "vision encoders", "llm": "LLM cores", MODEL_TYPE: "model types", HOOKS: "hooks",
+}  # fmt: skip
+
+
+@frozen
+class Listed:
+    """One entry point: what is known of a part before its code runs."""
+
+    kind: str
+    name: str
+    dist: str
+    version: str
+    value: str  # "module:attribute"
+    location: str = ""  # folder that holds the metadata
+
+    @property
+    def source(self) -> str:
+        """Who publishes it, as written into variant files: `vla-head-ki 0.1.0`."""
+        return f"{self.dist} {self.version}"
+
+    def load(self) -> Any:
+        """The `Part` (or `ModelType`, or module of hooks): imports the plugin and checks what it publishes.
+
+        Raises:
+            PartError: the plugin cannot be imported, is not what its kind asks for, or speaks another contract.
+        """
+        return load(self)
+
+
+@frozen
+class Stray:
+    """Something in the installed metadata that is not as it should be; shown by `vla doctor`."""
+
+    dist: str
+    what: str
+
+
+def listed(kind: str) -> list[Listed]:
+    """All installed entry points of one kind, sorted by name; no plugin code runs."""
+    if kind not in ALL_GROUPS:
+        raise PartError("no such kind of part", field="kind", got=kind, expected=list(ALL_GROUPS))
+    return list(_scan()[0][kind])
+
+
+def strays() -> list[Stray]:
+    """Unreadable metadata and stale second copies of a distribution, found by the scan."""
+    return list(_scan()[1])
+
+
+def refresh() -> None:
+    """Forget what is installed; the next look-up reads the metadata again."""
+    import importlib
+
+    importlib.invalidate_caches()
+    _scan.cache_clear()
+    load.cache_clear()
+
+
+def find(kind: str, name: str, *, path: str = "", source: str = "") -> Listed:
+    """The entry point of this name.
+
+    Args:
+        kind: one of `vla.parts.GROUPS`, or "model_type".
+        name: `name`, or `distribution/name` when two distributions publish one name.
+        path: where the name stands (`head.tokens`), for messages.
+        source: the `from` of a variant file ("vla-head-ki 0.1.0"): it decides between two of one name, and says
+            what to install when there is none.
+
+    Raises:
+        PartError: unknown (lists the installed ones), or ambiguous (names both).
+    """
+    items = listed(kind)
+    hits = _matching(items, name, source)
+    if not hits:
+        refresh()  # installed a moment ago, while this process was running
+        items = listed(kind)
+        hits = _matching(items, name, source)
+    if len(hits) > 1 and any(hit.dist == CORE for hit in hits):
+        hits = [hit for hit in hits if hit.dist == CORE]  # core's own names are not up for grabs
+    if len(hits) == 1:
+        return hits[0]
+    if hits:
+        who = " and ".join(hit.source for hit in hits)
+        raise PartError(
+            f"two installed packages publish {_a(kind)} {name!r}: {who}",
+            field=path or kind,
+            got=name,
+            fix=f"say which: {option(path or kind, f'{hits[0].dist}/{name}')}, or uninstall one of them",
+        )
+    raise _unknown(kind, name, items, path, source)
+
+
+def shadowed(item: Listed) -> list[Listed]:
+    """The other entry points of the same kind and name."""
+    return [other for other in listed(item.kind) if other.name == item.name and other != item]
+
+
+def ambiguous(item: Listed) -> bool:
+    """Whether the bare name does not lead to this entry point."""
+    return bool(shadowed(item)) and item.dist != CORE
+
+
+def option(path: str, value: str) -> str:
+    """The command-line option that puts `value` at `path` of the tree."""
+    return f"--set {path}={value}" if "." in path else f"--{path.replace('_', '-')} {value}"
+
+
+def known_parts() -> dict[str, dict[str, str]]:
+    """kind -> name -> distribution, of the parts core has heard of, installed or not (`known_parts.toml`)."""
+    import tomllib
+    from pathlib import Path
+
+    return tomllib.loads((Path(__file__).parent / "known_parts.toml").read_text(encoding="utf-8"))
+
+
+def install_line(dist: str) -> str:
+    """How to install a distribution; our own ones also from a clone of this repository."""
+    for kind, names in known_parts().items():
+        for name, known in names.items():
+            if known == dist and kind in _FOLDERS:
+                return f"pip install {dist}   (in a clone of vla: pip install ./plugins/{_FOLDERS[kind]}/{name})"
+    return f"pip install {dist}"
+
+
+_FOLDERS = {
+    "vision": "backbones", "llm": "backbones", "backbone": "backbones", "tokenizer": "tokenizers", "head": "heads",
+    "robot": "robots", "dataset": "datasets",
+}  # fmt: skip
+
+
+def _matching(items: list[Listed], name: str, source: str) -> list[Listed]:
+    wanted, _, short = name.rpartition("/")
+    wanted = wanted or source.partition(" ")[0]
+    return [i for i in items if i.name == short and (not wanted or _normal(i.dist) == _normal(wanted))]
+
+
+def _normal(dist: str) -> str:
+    return re.sub(r"[-_.]+", "-", dist).lower()
+
+
+def _a(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeioul' and kind != 'llm' else 'a'} {kind.replace('_', ' ')}"
+
+
+def _unknown(kind: str, name: str, items: list[Listed], path: str, source: str) -> PartError:
+    dist, _, short = name.rpartition("/")
+    wanted = dist or source.partition(" ")[0]
+    names = sorted({item.name for item in items})
+    others = [item.source for item in items if item.name == short]
+    known = known_parts().get(kind, {})
+    label = kind.replace("_", " ")
+    if wanted and others:
+        what = f"{label} {short!r} of {wanted} is not installed; the installed {short!r} is from {others[0]}"
+        fix = f"{install_line(wanted)}, or take the installed one: {option(path or kind, short)}"
+        if source:
+            fix = f"{install_line(wanted)}, or delete the `from` line to take the installed one"
+    elif wanted:
+        what = f"{label} {short!r} is not installed; it comes from {source or dist}"
+        fix = install_line(wanted)
+    else:
+        what = f"no {label} named {short!r} is installed"
+        close = difflib.get_close_matches(short, [*names, *known], 1)
+        if short in known:
+            fix = install_line(known[short])
+        elif close:
+            fix = f"did you mean {close[0]!r}?" + ("" if close[0] in names else f"  {install_line(known[close[0]])}")
+        else:
+            fix = "install the package that publishes it; `vla list` shows what is here"
+    return PartError(what, field=path or kind, got=name, expected=", ".join(names) or f"no {label} is installed", fix=fix)
+
+
+@functools.cache
+def _scan() -> tuple[dict[str, tuple[Listed, ...]], tuple[Stray, ...]]:
+    """One pass over the metadata of all installed distributions. Unreadable metadata costs only its own package."""
+    from importlib.metadata import distributions
+
+    found: dict[str, list[Listed]] = {kind: [] for kind in ALL_GROUPS}
+    kinds = {group: kind for kind, group in ALL_GROUPS.items()}
+    odd: list[Stray] = []
+    seen: dict[str, str] = {}
+    for dist in distributions():
+        folder = str(getattr(dist, "_path", ""))
+        try:
+            text = dist.read_text("entry_points.txt") or ""
+            if "[vla." not in text:
+                continue
+            meta = dist.metadata
+            name, version = str(meta["Name"] or ""), str(meta["Version"] or "")
+        except Exception as error:  # metadata is other people's files
+            odd.append(Stray(folder, f"its metadata cannot be read: {_reason(error)}"))
+            continue
+        if not name or name == "None":
+            odd.append(Stray(folder, "its metadata has no name (a half-removed package?)"))
+            continue
+        if _normal(name) in seen:  # the first on the path is the one Python imports
+            odd.append(Stray(name, f"a second copy of its metadata lies in {folder}; in use: {seen[_normal(name)]}"))
+            continue
+        seen[_normal(name)] = folder
+        for group, entry, value in _entries(text):
+            if group not in kinds:
+                if group.startswith("vla."):
+                    odd.append(Stray(name, f"publishes in {group!r}, which is none of {sorted(kinds)}"))
+            elif not re.fullmatch(r"[\w.]+\s*:\s*[\w.]+", value):
+                odd.append(Stray(name, f"entry point {entry!r} in {group} is not 'module:object': {value!r}"))
+            else:
+                found[kinds[group]].append(Listed(kinds[group], entry, name, version, value, folder))
+    return {k: tuple(sorted(v, key=lambda i: (i.name, i.dist))) for k, v in found.items()}, tuple(odd)
+
+
+def _entries(text: str) -> Iterator[tuple[str, str, str]]:
+    group = ""
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("[") and line.endswith("]"):
+            group = line[1:-1].strip()
+        elif line and line[0] not in "#;":
+            name, _, value = line.partition("=")
+            yield group, name.strip(), value.strip().partition("[")[0].strip()
+
+
+@functools.cache
+def load(item: Listed) -> Any:
+    """The object behind an entry point, checked. Cached: a plugin is imported once."""
+    thing = load_entry(item)
+    if item.kind == HOOKS:
+        return thing
+    wanted = ModelType if item.kind == MODEL_TYPE else Part
+    if not isinstance(thing, wanted):
+        raise broken(item, f"{item.value} is a {type(thing).__name__}, not a vla.{wanted.__name__}")
+    if isinstance(thing, ModelType):
+        faults = [f"it calls itself {thing.name!r}"] if thing.name != item.name else []
+    else:
+        faults = list(_faults(item, thing))
+    if faults:
+        raise broken(item, faults[0])
+    return thing
+
+
+def load_entry(item: Listed) -> Any:
+    """Import what an entry point names. What it prints goes to stderr, so that output meant for pipes stays clean.
+
+    Raises:
+        PartError: whatever happened, in one line.
+    """
+    from importlib import import_module
+
+    module, _, attribute = (part.strip() for part in item.value.partition(":"))
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            thing = import_module(module)
+            for name in attribute.split("."):
+                thing = getattr(thing, name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise anything, SystemExit too: it breaks only itself
+        raise broken(item, f"cannot be imported: {_reason(error)}") from error
+    return thing
+
+
+def broken(item: Listed, reason: str) -> PartError:
+    """The error about an installed part that cannot be used; `what` is one line."""
+    return PartError(
+        f"{item.kind.replace('_', ' ')} {item.name!r} is installed ({item.source}) but broken: {reason}",
+        field=item.value,
+        fix=f"repair, upgrade or uninstall {item.dist}; `vla doctor` shows the traceback",
+    )
+
+
+def _faults(item: Listed, part: Part) -> Iterator[str]:
+    if part.kind != item.kind:
+        yield f"it is a {part.kind!r}, published in {ALL_GROUPS[item.kind]} as a {item.kind!r}"
+        return
+    low, high = CONTRACTS[item.kind]
+    if not isinstance(part.contract, int) or not low <= part.contract <= high:
+        speaks = f"{low}" if low == high else f"{low} to {high}"
+        newer = isinstance(part.contract, int) and part.contract > high
+        yield (
+            f"it speaks {item.kind} contract {part.contract}, this vla-core speaks {speaks}: "
+            f"upgrade {CORE if newer else item.dist}"
+        )
+    if part.name != item.name:
+        yield f"it calls itself {part.name!r}, its entry point {item.name!r}"
+    yield from part_faults(part)
+
+
+def part_faults(part: Part) -> Iterator[str]:
+    """What is malformed in a part, one line each."""
+    if not attrs.has(part.settings):
+        yield f"its settings ({part.settings!r}) are not an attrs class"
+        return
+    fields = attrs.fields_dict(part.settings)
+    if missing := [name for name, a in fields.items() if a.default is attrs.NOTHING]:
+        yield f"its setting {missing[0]!r} has no default"
+    for slot, value in part.slots.items():
+        if not (isinstance(value, tuple) and len(value) == 2 and value[0] in GROUPS and isinstance(value[1], str)):
+            yield f"its slot {slot!r} is {value!r}, not (kind, default name)"
+        if slot in fields or slot in RESERVED:
+            yield f"its slot {slot!r} has the name of a setting"
+    if taken := [name for name in fields if name in RESERVED]:
+        yield f"its setting {taken[0]!r} has a reserved name"
+    for name, preset in part.presets.items():
+        if unknown := [key for key in preset if key not in fields]:
+            yield f"its preset {name!r} sets {unknown[0]!r}, which is no setting of it"
+
+
+# Keys of a part's table in a variant file that are not settings.
+RESERVED = ("part", "from", "preset", "settings_version")
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text[:300]}"

@@ -1,0 +1,222 @@
+"""Plain values -> settings records, strictly; `--set a.b=c`; and the TOML we write.
+
+Used for the settings of every part and for `Spec`. Records are frozen attrs classes of int, float, bool, str, tuples of
+them, Literal and Optional. Nothing is coerced except int -> float and list -> tuple: `"3"` is not 3, 3.7 is not 3.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Union
+
+import attrs
+
+from vla.errors import SettingsError
+
+_SIMPLE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def structure(cls: type, values: Mapping[str, Any], path: str) -> Any:
+    """An instance of the attrs class from plain values; fields not named keep their default.
+
+    Args:
+        cls: a frozen attrs class.
+        values: field -> value as a TOML file gives it.
+        path: where the table stands (`head.tokens`), for messages.
+
+    Raises:
+        SettingsError: an unknown key or a wrong value; names path, value, expected type, known keys.
+    """
+    fields = fields_of(cls)
+    given = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise unknown_key(f"{path}.{key}", [f"{path}.{name}" for name in fields])
+        field = fields[key]
+        try:
+            given[key] = _converter().structure(value, field.type or Any)
+            if field.validator is not None:
+                field.validator(None, field, given[key])
+        except Exception as error:  # cattrs and validators raise many kinds; all mean this value is wrong
+            raise wrong_value(f"{path}.{key}", value, field, error) from error
+    try:
+        return cls(**given)
+    except (ValueError, TypeError) as error:  # an attrs validator of the part's author
+        raise SettingsError(f"the settings at {path} do not work together", field=path, got=dict(values), fix=str(error)) from error
+
+
+@functools.cache
+def fields_of(cls: type) -> dict[str, attrs.Attribute[Any]]:
+    """The fields of an attrs class with their annotations resolved."""
+    try:
+        attrs.resolve_types(cls)
+    except NameError as error:
+        raise SettingsError(f"{cls.__module__}.{cls.__qualname__} has an annotation that names nothing", got=str(error)) from error
+    return attrs.fields_dict(cls)
+
+
+def unknown_key(path: str, known: Iterable[str], others: Iterable[str] = ()) -> SettingsError:
+    """The error for a key that does not exist: lists the known keys of its table, suggests the nearest of all."""
+    known = list(known)
+    *_, key = path.split(".")
+    everywhere = [*known, *others]
+    same = [other for other in everywhere if other.rsplit(".", 1)[-1] == key and other != path]
+    close = same[:4] or difflib.get_close_matches(path, everywhere, 1, 0.7)
+    fix = f"did you mean {' or '.join(close)}?" if close else "take one of the known keys"
+    return SettingsError(f"unknown setting {key!r}", field=path, expected=", ".join(known) or "no settings here", fix=fix)
+
+
+def wrong_value(path: str, value: Any, field: attrs.Attribute[Any], cause: Exception) -> SettingsError:
+    """The error for a value of the wrong type, or that the part's own validator refuses."""
+    got = f"{value!r} ({type(value).__name__})"
+    expected = " or ".join(map(repr, choices(field))) or describe(field.type)
+    fix = ""
+    if typing.get_origin(field.type) is tuple and isinstance(value, str):
+        fix = f"a list is written like this: --set {path}='{_value(field.default) if field.default else '[...]'}'"
+    elif field.validator is not None and not choices(field):
+        fix = str(cause.args[0]) if cause.args else ""
+    return SettingsError("a setting has a wrong value", field=path, got=got, expected=expected, fix=fix)
+
+
+def choices(field: attrs.Attribute[Any]) -> tuple[Any, ...]:
+    """The values a setting can take, where it has a closed list of them; else ()."""
+    if typing.get_origin(field.type) is Literal:
+        return typing.get_args(field.type)
+    return tuple(getattr(field.validator, "options", None) or ())
+
+
+def describe(wanted: Any) -> str:
+    """A type as a reader would say it: `int`, `tuple of str`, `'a' or 'b'`, `float or nothing`."""
+    origin, args = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is Literal:
+        return " or ".join(repr(a) for a in args)
+    if origin in (Union, types.UnionType):
+        return " or ".join("nothing" if a is type(None) else describe(a) for a in args)
+    if origin is tuple:
+        if len(args) == 2 and args[1] is Ellipsis:
+            return f"list of {describe(args[0])}"
+        return f"[{', '.join(describe(a) for a in args)}]"
+    return getattr(wanted, "__name__", str(wanted))
+
+
+def _exactly(cls: type) -> Any:
+    def check(value: Any, _: Any) -> Any:
+        if type(value) is not cls:
+            raise TypeError(f"expected {cls.__name__}")
+        return value
+
+    return check
+
+
+def _number(value: Any, _: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise TypeError("expected a finite number")
+    return float(value)
+
+
+def _sequence(converter: Any) -> Any:
+    def structure_tuple(value: Any, wanted: Any) -> tuple[Any, ...]:
+        if not isinstance(value, (list, tuple)):
+            raise TypeError("expected a list")
+        args = typing.get_args(wanted)
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(converter.structure(v, args[0]) for v in value)
+        if args and len(args) != len(value):
+            raise ValueError(f"expected {len(args)} values")
+        return tuple(converter.structure(v, a) for v, a in zip(value, args, strict=True)) if args else tuple(value)
+
+    return structure_tuple
+
+
+@functools.cache
+def _converter() -> Any:
+    import cattrs
+
+    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
+    for cls in (int, str, bool):
+        converter.register_structure_hook(cls, _exactly(cls))
+    converter.register_structure_hook(float, _number)
+    converter.register_structure_hook_func(
+        lambda t: t is tuple or typing.get_origin(t) is tuple, _sequence(converter)
+    )
+    return converter
+
+
+def parse_sets(sets: Mapping[str, Any] | Iterable[str] | str) -> dict[str, Any]:
+    """`["a.b=c", ...]` or `{"a.b": c}` -> {path: value}; a path named twice keeps its last value.
+
+    Text values are read as TOML, else JSON (`null` for nothing), else as bare strings.
+    """
+    if isinstance(sets, Mapping):
+        return {str(path): value for path, value in sets.items()}
+    out = {}
+    for item in [sets] if isinstance(sets, str) else sets:
+        path, equals, text = item.partition("=")
+        if not equals or not all(path.strip().split(".")):
+            raise SettingsError("a setting is written path=value", field="--set", got=item, fix="for example --set head.tokens=ar")
+        out[path.strip()] = parse_value(text.strip())
+    return out
+
+
+def parse_value(text: str) -> Any:
+    """One value as a person types it."""
+    import tomllib
+
+    try:
+        read = tomllib.loads(f"v = {text}")
+        if list(read) == ["v"] and _plain(read["v"]):
+            return read["v"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        pass
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text):
+        return float(text)
+    return text
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_plain, value))
+    if isinstance(value, dict):
+        return all(map(_plain, value.values()))
+    return isinstance(value, (bool, int, float, str))
+
+
+def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
+    """TOML of plain values and nested tables; None is spelled by absence. Reading it back gives equal values."""
+    lines, tables = [], []
+    for key, value in table.items():
+        if value is None:
+            continue
+        if isinstance(value, Mapping):
+            name = f"{prefix}{_key(key)}"
+            tables.append(f"\n[{name}]\n{to_toml(value, f'{name}.')}")
+        else:
+            lines.append(f"{_key(key)} = {_value(value)}\n")
+    return "".join(lines) + "".join(tables)
+
+
+def _key(key: str) -> str:
+    return key if _SIMPLE_KEY.fullmatch(key) else _value(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_value, value))}]"
+    raise SettingsError("a setting cannot be written as TOML", got=f"{value!r} ({type(value).__name__})", expected="plain values")
