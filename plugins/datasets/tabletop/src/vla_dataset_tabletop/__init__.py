@@ -1,0 +1,38 @@
+"""`tabletop`: a small language-conditioned MuJoCo tabletop as an environment, a robot and a dataset."""
+
+from vla.parts import Part
+from vla_dataset_tabletop.config import DatasetSettings, EnvSettings
+
+_ROBOT_OFFERS = {"state_dim": 8, "action_dim": 7, "cameras": ("base_0_rgb", "left_wrist_0_rgb"), "hz": 10}
+
+PART = Part(
+    kind="dataset",
+    name="tabletop",
+    summary="scripted demonstrations on the built-in tabletop, recorded on first use",
+    settings=DatasetSettings,
+    presets={
+        "tiny": {"families": ("touch",), "colors": ("red", "green", "blue"), "n_blocks": 2, "image_size": 64},
+    },
+    offers=lambda settings, inner: {"robot": "tabletop"},
+    numpy="vla_dataset_tabletop.dataset:TabletopDataset",
+)
+
+ROBOT = Part(
+    kind="robot",
+    name="tabletop",
+    summary="Franka-like arm of the tabletop: end-effector deltas (7), pose and fingers (8), front and wrist camera",
+    offers=lambda settings, inner: _ROBOT_OFFERS,
+    transforms="vla_dataset_tabletop.transforms:steps",
+)
+
+ENV = Part(
+    kind="env",
+    name="tabletop",
+    summary="tabletop in MuJoCo: touch, push, lift or place what the instruction names",
+    settings=EnvSettings,
+    presets={
+        "tiny": {"families": ("touch",), "colors": ("red", "green", "blue"), "n_blocks": 2, "image_size": 64},
+    },
+    offers=lambda settings, inner: {"robot": "tabletop"},
+    numpy="vla_dataset_tabletop.env:make",
+)

@@ -1,0 +1,115 @@
+"""Settings and constants of the tabletop. Lengths in metres, angles in radians."""
+
+from __future__ import annotations
+
+from attrs import field, frozen
+
+from vla.errors import SettingsError
+
+FAMILIES = ("touch", "push", "lift", "place")
+# Far apart in hue, so that 64 x 64 pixels are enough to tell them apart.
+COLORS = {
+    "red": (0.86, 0.10, 0.10),
+    "green": (0.08, 0.62, 0.16),
+    "blue": (0.12, 0.28, 0.92),
+    "yellow": (0.97, 0.83, 0.08),
+    "purple": (0.62, 0.18, 0.78),
+    "cyan": (0.10, 0.78, 0.85),
+}
+PLATES = {"white": (0.97, 0.97, 0.97), "black": (0.07, 0.07, 0.07)}
+SIDES = ("left", "right")  # as the front camera sees it: left is -y, right is +y
+
+HZ = 10
+MOVE_SCALE = 0.05  # metres of motion asked for by a translation action of 1
+TURN_SCALE = 0.5  # radians of rotation asked for by a rotation action of 1
+CAMERAS = ("front", "wrist")
+ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
+ACTION_UNITS = ("5 cm",) * 3 + ("0.5 rad",) * 3 + ("-1 open, +1 close",)
+STATE_NAMES = ("x", "y", "z", "rx", "ry", "rz", "finger_left", "finger_right")
+STATE_UNITS = ("m",) * 3 + ("rad",) * 3 + ("m",) * 2
+
+
+def _known(allowed: tuple[str, ...]):
+    def check(settings: object, attribute: object, value: tuple[str, ...]) -> None:
+        unknown = [v for v in value if v not in allowed]
+        if unknown or not value:
+            raise SettingsError(
+                "an unknown or empty choice", field=attribute.name, got=value, expected=f"some of {list(allowed)}"
+            )
+
+    return check
+
+
+def _between(low: int, high: int):
+    def check(settings: object, attribute: object, value: int) -> None:
+        if not low <= value <= high:
+            raise SettingsError("out of range", field=attribute.name, got=value, expected=f"{low} to {high}")
+
+    return check
+
+
+@frozen
+class EnvSettings:
+    """The environment.
+
+    Attributes:
+        families: what instructions ask for, drawn evenly. `touch` is the easy one.
+        colors: block colours that occur; a scene shows `n_blocks` different ones.
+        image_size: height and width of both cameras in pixels.
+        n_blocks: blocks in a scene.
+        max_steps: steps at 10 Hz after which an episode is cut; 0: 30 for touch alone, else 80.
+        seed: the seed of the first `reset()` that is not given one.
+    """
+
+    families: tuple[str, ...] = field(default=FAMILIES, converter=tuple, validator=_known(FAMILIES))
+    colors: tuple[str, ...] = field(default=tuple(COLORS), converter=tuple, validator=_known(tuple(COLORS)))
+    image_size: int = field(default=96, validator=_between(16, 640))
+    n_blocks: int = field(default=3, validator=_between(1, 4))
+    max_steps: int = field(default=0, validator=_between(0, 10_000))
+    seed: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        if len(set(self.colors)) < self.n_blocks:
+            raise SettingsError(
+                "fewer colours than blocks", field="colors", got=self.colors, expected=f"at least {self.n_blocks}"
+            )
+
+    @property
+    def steps(self) -> int:
+        """The length at which an episode is cut."""
+        return self.max_steps or (30 if self.families == ("touch",) else 80)
+
+
+@frozen
+class DatasetSettings:
+    """Demonstrations by the scripted expert: the environment's settings, and how many.
+
+    Attributes:
+        path: folder of the LeRobotDataset; recorded there when it does not exist. "": a cache folder named by the settings.
+        episodes: demonstrations to record.
+        noise: sd of the noise added to the executed translation in half of the episodes, while the recorded
+            action stays the expert's (as in DART, Laskey et al. 2017): the policy sees how to recover.
+        workers: processes that record.
+    """
+
+    path: str = ""
+    episodes: int = field(default=200, validator=_between(1, 1_000_000))
+    noise: float = 0.15
+    workers: int = field(default=2, validator=_between(1, 64))
+    families: tuple[str, ...] = field(default=FAMILIES, converter=tuple, validator=_known(FAMILIES))
+    colors: tuple[str, ...] = field(default=tuple(COLORS), converter=tuple, validator=_known(tuple(COLORS)))
+    image_size: int = field(default=96, validator=_between(16, 640))
+    n_blocks: int = field(default=3, validator=_between(1, 4))
+    max_steps: int = field(default=0, validator=_between(0, 10_000))
+    seed: int = 0
+
+    def env(self) -> EnvSettings:
+        """The settings of the environment that is recorded."""
+        return EnvSettings(
+            families=self.families,
+            colors=self.colors,
+            image_size=self.image_size,
+            n_blocks=self.n_blocks,
+            max_steps=self.max_steps,
+            seed=self.seed,
+        )
