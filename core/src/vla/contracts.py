@@ -127,6 +127,25 @@ def trim_prompt(obs: Observation, multiple: int = 16) -> Observation:
     )
 
 
+def pack(obs: Observation) -> Observation:
+    """What a caller does on the host before the device: nothing absent or padded is computed.
+
+    Drops absent cameras, trims the prompt, and lists the positions with a target, so that logits are computed there
+    alone: `extra["target_index"]` [b k] int32 (the token at index + 1 is predicted) and `extra["target_valid"]` [b k].
+    Needs numpy arrays (it reads the masks).
+    """
+    import numpy as np
+
+    obs = trim_prompt(drop_absent_cameras(obs))
+    if obs.token_loss_mask is None:
+        return obs
+    wanted = np.asarray(obs.token_loss_mask)[:, 1:]
+    most = -(-max(1, int(wanted.sum(-1).max())) // 16) * 16
+    index = np.argsort(~wanted, axis=-1, kind="stable")[:, :most].astype(np.int32)
+    valid = np.take_along_axis(wanted, index, axis=-1)
+    return evolve(obs, extra={**obs.extra, "target_index": index, "target_valid": valid})
+
+
 def check_observation(obs: Observation, spec: Spec, vocab_size: int | None = None) -> None:
     """Refuse an observation that the model would misread. Call it on the host, on numpy arrays.
 

@@ -221,6 +221,15 @@ class Layout:
         return tuple(reads) if any(read.detached for read in reads) else ()
 
 
+def clip(reads: Sequence[Read], start: int, stop: int) -> tuple[Read, ...]:
+    """The reads of queries [start, stop) alone, counted from `start`."""
+    return tuple(
+        Read(max(r.start, start) - start, min(r.stop, stop) - start, r.detached)
+        for r in reads
+        if r.start < stop and r.stop > start
+    )
+
+
 def attention_mask(layout: Layout, roles: Array, valid: Array, queries: int | None = None) -> Array:
     """Who may see whom, [B Q T] bool: True where query q may see key k.
 

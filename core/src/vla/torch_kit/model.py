@@ -1,0 +1,280 @@
+"""The policy model in PyTorch: a backbone and a head joined by the head's layout.
+
+The model is a pure function of its weights and of arrays of static shape: it never looks at a value on the host, so
+it can be compiled, captured or batched by whoever calls it. Encoding the prefix (`prefill`) and advancing the
+actions (`extend`) are separate entry points.
+
+Axes: B batch, T tokens, S cached and new tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import evolve, field, frozen
+from torch import Tensor, nn
+
+from vla.compose import Variant, load_object
+from vla.contracts import Actions, DecodeGrammar, Observation, Spec
+from vla.layout import BACKBONE, Layout, Span, attention_mask, clip, positions
+
+
+@frozen
+class Tokens:
+    """A run of neighbouring tokens of one expert. `which` [B n] picks each token's role when there is more than one."""
+
+    roles: tuple[str, ...]
+    expert: str
+    x: Tensor  # [B n D]
+    valid: Tensor  # [B n] bool
+    which: Tensor | None = None
+
+    @property
+    def span(self) -> Span:
+        """The static part."""
+        return Span(self.roles, self.expert, self.x.shape[1])
+
+
+@frozen
+class Entry:
+    """What a head brings to a training pass: tokens, the condition vector of each expert, and notes for its losses."""
+
+    tokens: tuple[Tokens, ...] = ()
+    cond: Mapping[str, Tensor] = field(factory=dict)  # expert -> [B C]
+    outputs: tuple[str, ...] = (BACKBONE,)  # experts whose hidden states the losses read; the last layer skips the others
+    notes: Mapping[str, Any] = field(factory=dict)
+    draws: int = 1  # tokens and cond have draws x B rows (row-major: draws of one observation are neighbours)
+
+
+@frozen
+class Cache:
+    """Keys and values of the prefix, and what later tokens need to know about it."""
+
+    layers: Any  # the LLM core's own
+    roles: Tensor  # [B S]
+    valid: Tensor  # [B S]
+    hidden: Mapping[str, Tensor]  # role -> [B n D], when asked for
+
+
+class VLA(nn.Module):
+    """A backbone, a head, and the layout that says who sees whom."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, layout: Layout, spec: Spec):
+        super().__init__()
+        self.backbone, self.head, self.layout, self.spec = backbone, head, layout, spec
+
+    def loss(self, obs: Observation, actions: Actions, draws: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Losses by name, [B] float32 each, from one fused pass over prefix and head tokens.
+
+        Args:
+            obs: the observation; images uint8 or float32 in [-1, 1].
+            actions: the chunk to learn, normalised and padded.
+            draws: the head's random numbers (`vla.draws.training_draws`).
+        """
+        entry = self.head.enter(obs, actions, draws)
+        prefix = self.embed(obs)
+        hidden = self._fused(prefix, entry) if entry.draws == 1 else self._shared_prefix(prefix, entry)
+        return self.head.losses(self, hidden, entry)
+
+    def _fused(self, prefix: Sequence[Tokens], entry: Entry) -> dict[str, Tensor]:
+        """One pass over everything: role -> hidden [B n D]."""
+        tokens = (*prefix, *entry.tokens)
+        roles, valid = self._roles_and_valid(tokens)
+        outs, _ = self.backbone.llm(
+            _streams(tokens),
+            attention_mask(self.layout, roles, valid),
+            positions(self.layout, roles, valid),
+            styles=self._styles(entry.cond),
+            reads=self.layout.reads([t.span for t in tokens]),
+            outputs=entry.outputs,
+        )
+        return _split(tokens, outs)
+
+    def _shared_prefix(self, prefix: Sequence[Tokens], entry: Entry) -> dict[str, Tensor]:
+        """Several draws per observation: the prefix runs once, its keys and values serve every draw (with gradient).
+
+        Equal to `_fused` on the observation repeated, at a fraction of the cost: the prefix is most of it.
+        """
+        cache = self.prefill(prefix, hidden=BACKBONE in entry.outputs)
+        length, k = cache.roles.shape[1], entry.draws
+        repeated = Cache(
+            [tuple(a.repeat_interleave(k, 0) for a in layer) for layer in cache.layers],
+            cache.roles.repeat_interleave(k, 0),
+            cache.valid.repeat_interleave(k, 0),
+            {},
+        )
+        mask, where = self.look(repeated, entry.tokens)
+        reads = self.layout.reads([t.span for t in (*prefix, *entry.tokens)])
+        outs, _ = self.backbone.llm(
+            _streams(entry.tokens),
+            mask,
+            where,
+            styles=self._styles(entry.cond),
+            reads=clip(reads, length, mask.shape[2]),
+            cache=repeated.layers,
+            write_at=length,
+            outputs=entry.outputs,
+        )
+        return {**cache.hidden, **_split(entry.tokens, outs)}
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The scalar to minimise: batch means, weighted as the head says."""
+        return sum(weight * losses[name].mean() for name, weight in self.head.weights().items())  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        obs: Observation,
+        noise: Tensor | None,
+        *,
+        num_steps: int | None = None,
+        grammar: DecodeGrammar | None = None,
+        temperature: float = 0.0,
+    ) -> dict[str, Tensor]:
+        """One chunk per row: {"actions": [B t d]}, or {"tokens": [B n]} from a token head.
+
+        Args:
+            obs: the observation, without targets.
+            noise: what `vla.draws.sampling_noise` drew.
+            num_steps: Euler steps; default the head's setting.
+            grammar: which token sequences stand for a chunk (token heads).
+            temperature: of token sampling; 0 is greedy.
+        """
+        return self.head.sample(self, obs, noise, num_steps=num_steps, grammar=grammar, temperature=temperature)
+
+    def embed(self, obs: Observation) -> tuple[Tokens, ...]:
+        """The prefix: image tokens camera by camera, then the prompt (and its targets, where the layout has them)."""
+        tokens = []
+        for name, x in self.backbone.embed_images(obs.images).items():
+            valid = obs.image_masks[name][:, None].expand(x.shape[:2])
+            tokens.append(Tokens(("image",), BACKBONE, x, valid))
+        if obs.tokenized_prompt is not None:
+            tokens.append(self.text(obs.tokenized_prompt, obs.tokenized_prompt_mask, obs.token_ar_mask))
+        return tuple(tokens)
+
+    def text(self, ids: Tensor, valid: Tensor, is_target: Tensor | None) -> Tokens:
+        """Text tokens; without a role `target` in the layout, targets are left out."""
+        x = self.backbone.embed_text(ids)
+        if is_target is None:
+            return Tokens(("prompt",), BACKBONE, x, valid)
+        if "target" not in self.layout.roles:
+            return Tokens(("prompt",), BACKBONE, x, valid & (is_target == 0))
+        return Tokens(("prompt", "target"), BACKBONE, x, valid, which=is_target)
+
+    def prefill(self, tokens: Sequence[Tokens], *, hidden: bool = False) -> Cache:
+        """Encode what later tokens only read. Without `hidden` the last layer stops after its keys and values."""
+        roles, valid = self._roles_and_valid(tokens)
+        outs, layers = self.backbone.llm(
+            _streams(tokens),
+            attention_mask(self.layout, roles, valid),
+            positions(self.layout, roles, valid),
+            reads=self.layout.reads([t.span for t in tokens]),
+            outputs=(BACKBONE,) if hidden else (),
+        )
+        return Cache(layers, roles, valid, _split(tokens, outs))
+
+    def room(self, cache: Cache, tokens: int) -> Cache:
+        """The cache with room for later tokens, allocated once."""
+        return evolve(cache, layers=self.backbone.llm.room(cache.layers, tokens))
+
+    def look(self, cache: Cache, tokens: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
+        """Mask [B n S+n] and positions [B n] of new tokens behind a cache: they depend on no value, so compute them once."""
+        roles, valid = self._roles_and_valid(tokens)
+        n = roles.shape[1]
+        roles, valid = torch.cat([cache.roles, roles], 1), torch.cat([cache.valid, valid], 1)
+        return attention_mask(self.layout, roles, valid, n), positions(self.layout, roles, valid, n)
+
+    def extend(
+        self,
+        cache: Cache,
+        tokens: Sequence[Tokens],
+        look: tuple[Tensor, Tensor],
+        styles: Mapping[str, Any],
+        offset: int = 0,
+    ) -> dict[str, Tensor]:
+        """Run new tokens over the cached prefix: role -> hidden [B n D]. They are written `offset` behind the prefix."""
+        mask, where = look
+        at = cache.roles.shape[1] + offset
+        outs, _ = self.backbone.llm(_streams(tokens), mask, where, styles=styles, cache=cache.layers, write_at=at)
+        return _split(tokens, outs)
+
+    def _styles(self, cond: Mapping[str, Tensor]) -> dict[str, Any]:
+        return {expert: self.backbone.llm.styles(expert, c) for expert, c in cond.items()}
+
+    def _roles_and_valid(self, tokens: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
+        roles = []
+        for t in tokens:
+            role = torch.full_like(t.valid, self.layout.role_id(t.roles[0]), dtype=torch.long)
+            for i, name in enumerate(t.roles[1:], start=1):
+                role = torch.where(t.which == i, self.layout.role_id(name), role)
+            roles.append(role)
+        return torch.cat(roles, 1), torch.cat([t.valid for t in tokens], 1)
+
+
+def _streams(tokens: Sequence[Tokens]) -> dict[str, Tensor]:
+    """Expert -> [B T D]; tokens of one expert are neighbours."""
+    runs: dict[str, list[Tensor]] = {}
+    for t in tokens:
+        runs.setdefault(t.expert, []).append(t.x)
+    return {expert: torch.cat(xs, 1) if len(xs) > 1 else xs[0] for expert, xs in runs.items()}
+
+
+def _split(tokens: Sequence[Tokens], outs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """First role of each run -> its hidden states [B n D]; runs of one role (cameras) are joined."""
+    at = dict.fromkeys(outs, 0)
+    hidden: dict[str, list[Tensor]] = {}
+    for t in tokens:
+        if t.expert not in outs:
+            continue
+        start, n = at[t.expert], t.x.shape[1]
+        hidden.setdefault(t.roles[0], []).append(outs[t.expert][:, start : start + n])
+        at[t.expert] = start + n
+    return {role: torch.cat(xs, 1) if len(xs) > 1 else xs[0] for role, xs in hidden.items()}
+
+
+def build_model(variant: Variant) -> VLA:
+    """The model of a variant with fresh weights (PyTorch's global seed). Under `torch.device("meta")`: shapes only."""
+
+    def part(chosen: Any) -> Any:
+        return load_object(chosen.part.torch)
+
+    backbone, head = variant.parts["backbone"], variant.parts["head"]
+    vision, llm = backbone.inner["vision"], backbone.inner["llm"]
+    body = part(backbone)(
+        backbone.settings,
+        part(vision)(vision.settings, variant.spec.image_size),
+        part(llm)(llm.settings, variant.experts()),
+    )
+
+    def build_head(chosen: Any) -> nn.Module:
+        inner = {slot: build_head(c) for slot, c in chosen.inner.items()}
+        return part(chosen)(chosen.settings, variant.spec, backbone.offers, inner)
+
+    return VLA(body, build_head(head), variant.layout(), variant.spec)
+
+
+def observation_to(obs: Observation, device: torch.device | str) -> Observation:
+    """A host observation (numpy) as tensors on a device."""
+
+    def move(a: Any) -> Any:
+        return None if a is None else torch.as_tensor(a, device=device)
+
+    return evolve(
+        obs,
+        images={k: move(v) for k, v in obs.images.items()},
+        image_masks={k: move(v) for k, v in obs.image_masks.items()},
+        extra={k: move(v) for k, v in obs.extra.items()},
+        **{
+            k: move(getattr(obs, k))
+            for k in ("state", "tokenized_prompt", "tokenized_prompt_mask", "token_ar_mask", "token_loss_mask")
+        },
+    )
+
+
+def tree_to(tree: Any, device: torch.device | str) -> Any:
+    """Nested dicts of numpy arrays as tensors on a device."""
+    if isinstance(tree, Mapping):
+        return {k: tree_to(v, device) for k, v in tree.items()}
+    return torch.as_tensor(tree, device=device)

@@ -1,0 +1,158 @@
+"""Next-token prediction of action tokens, in PyTorch. `jax_impl.py` mirrors this file.
+
+Axes: B batch, L prompt and target tokens, M predicted tokens, D width of the backbone, V vocabulary,
+v tokens of the codec, n decoded tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from vla_head_ar.config import Settings
+
+from vla.contracts import Actions, DecodeGrammar, Observation, Spec
+from vla.layout import BACKBONE
+from vla.torch_kit.model import Entry, Tokens
+from vla.torch_kit.ops import token_nll
+
+EOS = 1  # PaliGemma's end of text
+
+
+class ARHead(nn.Module):
+    """No weights of its own: it reads and writes the backbone's vocabulary."""
+
+    def __init__(self, settings: Settings, spec: Spec, backbone: Mapping[str, Any], inner: Mapping[str, Any]):
+        super().__init__()
+        self.settings, self.spec = settings, spec
+
+    def weights(self) -> dict[str, float]:
+        """Loss name -> weight."""
+        return {"tokens": 1.0}
+
+    def enter(self, obs: Observation, actions: Actions, draws: Mapping[str, Any]) -> Entry:
+        """The targets are already in the prompt; only note where they are."""
+        index, valid = obs.extra.get("target_index"), obs.extra.get("target_valid")
+        if index is None:  # not packed on the host: every position may have a target
+            valid = obs.token_loss_mask[:, 1:]
+            index = torch.arange(valid.shape[1], device=valid.device).expand(valid.shape)
+        index = index.long()
+        targets = obs.tokenized_prompt.long().gather(1, index + 1)
+        return Entry(notes={"index": index, "valid": valid, "targets": targets})
+
+    def losses(self, model: Any, hidden: Mapping[str, Tensor], entry: Entry) -> dict[str, Tensor]:
+        """{"tokens": [B]}: cross-entropy averaged over the row's targets, logits at target positions only."""
+        index, valid, targets = (entry.notes[k] for k in ("index", "valid", "targets"))
+        text = hidden["prompt"]  # [B L D]
+        at = text.gather(1, index[..., None].expand(-1, -1, text.shape[-1]))  # [B M D]
+        nll = token_nll(at.flatten(0, 1), model.backbone.llm.unembed().to(at.dtype), targets.flatten())
+        nll = nll.view(valid.shape) * valid
+        return {"tokens": nll.sum(1) / valid.sum(1).clamp(min=1)}
+
+    def sample(
+        self,
+        model: Any,
+        obs: Observation,
+        noise: Tensor | None,
+        *,
+        num_steps: int | None = None,
+        grammar: DecodeGrammar | None = None,
+        temperature: float = 0.0,
+    ) -> dict[str, Tensor]:
+        """Decode until every row has its chunk: {"tokens": [B n]} text ids, 0 after the end.
+
+        With a grammar (and `constrained`), "Action: " is given, only codec tokens compete, and a row ends when the
+        values its tokens stand for are complete. Without: any token, until the end of text. noise [B max_decode]
+        holds one uniform number per decoded token, used at a temperature above 0.
+        """
+        rules = Rules(grammar if self.settings.constrained else None, model, self.settings.max_decode, obs.batch)
+        shift = int(self.settings.positions == "openpi")
+        device, batch = obs.tokenized_prompt.device, obs.batch
+        given = torch.tensor(rules.given, dtype=torch.long, device=device).expand(batch, -1)
+        prefix = model.embed(obs)
+        if given.shape[1]:
+            ones = torch.ones_like(given)
+            prefix = (*prefix, model.text(given, ones.bool(), ones))
+        cache = model.prefill(prefix, hidden=True)
+        last = self._last(cache.hidden["prompt"], obs.tokenized_prompt_mask, given.shape[1])
+        n = rules.max_tokens
+        ones = torch.ones(batch, n, dtype=torch.long, device=device)
+        mask, where = model.look(cache, [Tokens(("prompt", "target"), BACKBONE, last.new_empty(batch, n, 0), ones.bool(), ones)])
+        cache = model.room(cache, n)
+        out = torch.zeros(batch, n, dtype=torch.long, device=device)
+        for i in range(n):
+            out[:, i] = token = rules.choose(last, i, None if noise is None else noise[:, i], temperature)
+            if rules.finished():  # the only look at a value on the host
+                break
+            new = model.text(token[:, None], ones[:, :1].bool(), ones[:, :1])
+            look = mask[:, i : i + 1], where[:, i : i + 1] + shift
+            last = model.extend(cache, [new], look, {}, offset=i)["prompt"][:, 0]
+        return {"tokens": rules.finish(given, out)}
+
+    @staticmethod
+    def _last(text: Tensor, valid: Tensor, given: int) -> Tensor:
+        """The hidden state [B D] that predicts the first decoded token: of the last given or last prompt token."""
+        if given:
+            return text[:, -1]
+        at = valid.long().sum(1) - 1
+        return text[torch.arange(len(text), device=text.device), at]
+
+
+class Rules:
+    """Which token may come next, per row, on the device."""
+
+    def __init__(self, grammar: DecodeGrammar | None, model: Any, max_decode: int, batch: int):
+        table = model.backbone.llm.unembed()
+        device = table.device
+        self.table, self.grammar = table, grammar
+        self.done = torch.zeros(batch, dtype=torch.bool, device=device)
+        self.given: tuple[int, ...] = ()
+        self.max_tokens = max_decode
+        if grammar is None:
+            return
+        self.given = grammar.prefix
+        self.max_tokens = min(max_decode, grammar.total)
+        self.ids = torch.as_tensor(np.asarray(grammar.action_ids), dtype=torch.long, device=device)
+        self.lengths = torch.as_tensor(np.asarray(grammar.lengths), dtype=torch.long, device=device)
+        self.longest = int(np.asarray(grammar.lengths).max())
+        self.table = table[self.ids]  # only these rows compete: [v D] instead of [V D]
+        self.left = torch.full((batch,), grammar.total, dtype=torch.long, device=device)
+
+    def choose(self, hidden: Tensor, step: int, uniform: Tensor | None, temperature: float) -> Tensor:
+        """Hidden [B D] -> the next text id [B]; 0 for rows that are done."""
+        logits = (hidden @ self.table.T.to(hidden.dtype)).float()
+        if self.grammar is not None:
+            left = self.left[:, None]
+            rest = (self.max_tokens - step - 1) * self.longest  # values that later tokens can still bring
+            allowed = (self.lengths > 0) & (self.lengths <= left) & (left - self.lengths <= rest)
+            logits = logits.masked_fill(~allowed, torch.finfo(torch.float32).min)
+        if temperature > 0 and uniform is not None:
+            edges = (logits / temperature).softmax(-1).cumsum(-1)
+            choice = (edges < uniform[:, None] * edges[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
+        else:
+            choice = logits.argmax(-1)
+        if self.grammar is None:
+            token = torch.where(self.done, 0, choice)
+            self.done = self.done | (choice == EOS)
+            return token
+        token = torch.where(self.done, 0, self.ids[choice])
+        self.left = torch.where(self.done, self.left, self.left - self.lengths[choice])
+        self.done = self.left <= 0
+        return token
+
+    def finished(self) -> bool:
+        """Whether every row has its answer."""
+        return bool(self.done.all())
+
+    def finish(self, given: Tensor, out: Tensor) -> Tensor:
+        """The whole answer [B n]: given prefix, decoded tokens and, where the grammar knows it, the suffix."""
+        if self.grammar is None or not self.grammar.suffix:
+            return torch.cat([given, out], 1)
+        suffix = torch.tensor(self.grammar.suffix, device=out.device)
+        count = (out != 0).sum(1, keepdim=True)
+        whole = torch.nn.functional.pad(out, (0, len(suffix)))
+        where = count + torch.arange(len(suffix), device=out.device)
+        return torch.cat([given, whole.scatter(1, where, suffix.expand(len(out), -1))], 1)

@@ -1,0 +1,142 @@
+"""Flow matching with an action expert, in PyTorch. `jax_impl.py` mirrors this file.
+
+t = 1 is noise and t = 0 is data: x_t = t * noise + (1 - t) * actions, and the target velocity is u = noise - actions
+(openpi `pi0.py`; the papers count the other way). Sampling integrates from t = 1 to 0 with Euler steps.
+
+Axes: B batch (observations), K draws per observation, H horizon, A action dims, W width of the action expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from vla_head_flow.config import Settings, varying
+
+from vla.contracts import Actions, Observation, Spec
+from vla.torch_kit.model import Entry, Tokens
+from vla.torch_kit.ops import time_embedding
+
+
+class FlowHead(nn.Module):
+    """Projections into and out of the action expert; the expert itself is run by the LLM core."""
+
+    def __init__(self, settings: Settings, spec: Spec, backbone: Mapping[str, Any], inner: Mapping[str, Any]):
+        super().__init__()
+        s = self.settings = settings
+        self.spec = spec
+        self.action_in_proj = nn.Linear(spec.action_dim, s.width)
+        self.action_out_proj = nn.Linear(s.width, spec.action_dim)
+        if s.state == "continuous":
+            self.state_proj = nn.Linear(spec.state_dim, s.width)
+        if s.time == "concat":
+            self.action_time_mlp_in = nn.Linear(2 * s.width, s.width)
+            self.action_time_mlp_out = nn.Linear(s.width, s.width)
+        else:
+            self.time_mlp_in = nn.Linear(s.width, s.width)
+            self.time_mlp_out = nn.Linear(s.width, s.width)
+        for p in self.parameters():
+            nn.init.normal_(p, std=p.shape[1] ** -0.5) if p.ndim == 2 else nn.init.zeros_(p)
+
+    def weights(self) -> dict[str, float]:
+        """Loss name -> weight."""
+        return {"actions": 1.0}
+
+    def enter(self, obs: Observation, actions: Actions, draws: Mapping[str, Tensor]) -> Entry:
+        """Noisy actions as tokens. draws: noise [B K H A], time [B K]."""
+        noise, time = draws["noise"], draws["time"]
+        k = time.shape[1]
+        a = actions.values[:, None]  # [B 1 H A]
+        t = time[..., None, None]
+        x_t = t * noise + (1 - t) * a
+        tokens = self.tokens(x_t.flatten(0, 1), time.flatten())
+        if self.settings.state == "continuous":
+            tokens = (self.state_token(obs.state.repeat_interleave(k, 0)), *tokens)
+        return Entry(
+            tokens=tokens,
+            cond=self.condition(time.flatten()),
+            outputs=("action",),
+            notes={"velocity": noise - a, "mask": actions.mask},
+            draws=k,
+        )
+
+    def losses(self, model: Any, hidden: Mapping[str, Tensor], entry: Entry) -> dict[str, Tensor]:
+        """{"actions": [B]}: the squared error of the velocity, averaged over draws, steps and dims that are real."""
+        error = self.squared_error(hidden, entry)  # [B K H A]
+        mask = entry.notes["mask"]
+        if mask is None or not self.settings.mask_padding:
+            return {"actions": error.mean((1, 2, 3))}
+        real = mask[:, None].to(error.dtype)
+        return {"actions": (error * real).sum((1, 2, 3)) / (real.sum((1, 2, 3)) * error.shape[1]).clamp(min=1)}
+
+    def squared_error(self, hidden: Mapping[str, Tensor], entry: Entry) -> Tensor:
+        """(v - u)^2 for every draw, step and dim: [B K H A] float32."""
+        target = entry.notes["velocity"]
+        return (self.velocity(hidden["action"]).view(target.shape) - target).square()
+
+    def velocity(self, hidden: Tensor) -> Tensor:
+        """Hidden states of the action tokens [B H W] -> velocity [B H A], float32."""
+        return self.action_out_proj(hidden).float()
+
+    def tokens(self, x_t: Tensor, time: Tensor) -> tuple[Tokens, ...]:
+        """Noisy actions [B H A] at time [B] (or [1]) as tokens of the action expert."""
+        x = self.action_in_proj(x_t)
+        if self.settings.time == "concat":
+            t = self.time_features(time).to(x.dtype)[:, None].expand(x.shape[0], x.shape[1], -1)
+            x = self.action_time_mlp_out(F.silu(self.action_time_mlp_in(torch.cat([x, t], -1))))
+        return (Tokens(("action",), "action", x, torch.ones_like(x[..., 0], dtype=torch.bool)),)
+
+    def state_token(self, state: Tensor) -> Tokens:
+        """The continuous state [B S] as one token of the action expert."""
+        x = self.state_proj(state)[:, None]
+        return Tokens(("state",), "action", x, torch.ones_like(x[..., 0], dtype=torch.bool))
+
+    def condition(self, time: Tensor) -> dict[str, Tensor]:
+        """The condition of adaRMS [B W] from time [B]; nothing when time is concatenated."""
+        if self.settings.time == "concat":
+            return {}
+        return {"action": F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(self.time_features(time)))))}
+
+    def time_features(self, time: Tensor) -> Tensor:
+        """Sinusoids of t, [B] -> [B W]."""
+        return time_embedding(time, self.settings.width, self.settings.min_period, self.settings.max_period)
+
+    def sample(
+        self,
+        model: Any,
+        obs: Observation,
+        noise: Tensor,
+        *,
+        num_steps: int | None = None,
+        grammar: object = None,
+        temperature: float = 0.0,
+    ) -> dict[str, Tensor]:
+        """Euler from noise [B H A] over the cached prefix: {"actions": [B H A]} float32, normalised."""
+        steps = num_steps or self.settings.num_steps
+        times, dt = euler_times(steps, noise.device)
+        fixed = model.embed(obs)
+        state = ()
+        if self.settings.state == "continuous":
+            state = (self.state_token(obs.state),)
+            if "state" not in varying(self.settings):
+                fixed, state = (*fixed, *state), ()  # nothing in it changes: it joins the cache
+        cache = model.prefill(fixed)
+        x = noise
+        look = model.look(cache, (*state, *self.tokens(x, times[:1])))
+        cache = model.room(cache, look[0].shape[1])
+        llm = model.backbone.llm
+        styles = {e: llm.styles(e, c) for e, c in self.condition(times).items()}  # of all steps at once
+        for i in range(steps):
+            now = {e: llm.style_at(s, i) for e, s in styles.items()}
+            hidden = model.extend(cache, (*state, *self.tokens(x, times[i : i + 1])), look, now)
+            x = x + dt * self.velocity(hidden["action"])
+        return {"actions": x}
+
+
+def euler_times(steps: int, device: torch.device) -> tuple[Tensor, float]:
+    """Times [steps] from 1 down, float32, and the step -1 / steps."""
+    dt = -1.0 / steps
+    return 1.0 + dt * torch.arange(steps, dtype=torch.float32, device=device), dt
