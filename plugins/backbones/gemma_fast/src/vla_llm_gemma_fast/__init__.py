@@ -13,5 +13,5 @@ PART = Part(
     offers=lambda s, inner: {**offers(s), "multi_expert": False, "adarms": False, "insulates": False},
     torch="vla_llm_gemma_fast.torch_impl:GemmaFast",
     jax="vla_llm_gemma_fast.jax_impl:GemmaFast",
-    params="vla_llm_gemma_fast.params",
+    params="vla_llm_gemma.params",  # the same weights
 )

@@ -19,7 +19,6 @@ PART = Part(
     torch="vla_head_ar.torch_impl:ARHead",
     jax="vla_head_ar.jax_impl:ARHead",
     draws="vla_head_ar.draws",
-    params="vla_head_ar.params",
 )
 
 PI0_FAST = ModelType(

@@ -27,7 +27,6 @@ PART = Part(
     torch="vla_head_ki.torch_impl:KIHead",
     jax="vla_head_ki.jax_impl:KIHead",
     draws="vla_head_ki.draws",
-    params="vla_head_ki.params",
 )
 
 PI05_KI = ModelType(
