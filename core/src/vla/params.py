@@ -11,10 +11,10 @@ A row says what a weight of ours is called in another layout, and how the axes m
 - `axes` reads ours -> theirs, as in einops; letters have sizes, so a table knows every shape without any framework.
 
 A part's `params` module has `rows(site)`, its weights with their JAX paths, and, where the weights exist elsewhere,
-`openpi(site)` and `hf(site)`, all as generators of rows relative to the part; `Site` says where it stands. Names of inner
-parts get the slot in front ("vision." and "vision/"), so the tree of parts is the tree of names. A part without a `params`
-module has no weights of its own. For a layout other than JAX, `UNDER = {"openpi": {"vision": "img/"}}` says what goes
-in front of an inner part's names (default: nothing).
+`openpi(site)` and `hf(site)`, all as generators of rows relative to the part; `Site` says where it stands. Names of
+inner parts get the slot in front ("vision." and "vision/"), so the tree of parts is the tree of names. A part without
+a `params` module has no weights of its own. For a layout other than JAX, `UNDER = {"openpi": {"vision": "img/"}}` says
+what goes in front of an inner part's names (default: nothing).
 
 numpy alone; arrays may be lazy: anything with `.shape` and `__array__`.
 """
@@ -80,7 +80,9 @@ class Row:
 
     def names(self) -> list[str]:
         """Our names, by layer."""
-        return [self.torch.replace("{l}", str(i)) for i in range(self.layers)] if self.layers is not None else [self.torch]
+        return (
+            [self.torch.replace("{l}", str(i)) for i in range(self.layers)] if self.layers is not None else [self.torch]
+        )
 
     def shape(self, side: int) -> tuple[int, ...]:
         """The shape of one layer's weight: side 0 is ours, side 1 the other layout's."""
@@ -127,7 +129,10 @@ def table(variant: Any, layout: str = JAX, *, experts: bool = True) -> tuple[Row
             row.shape(0), row.shape(1), row.names()
         except KeyError as error:
             raise PartError(
-                "a row of a name table has an axis without a size", field=row.torch, got=row.axes, fix=f"give {error} a size"
+                "a row of a name table has an axis without a size",
+                field=row.torch,
+                got=row.axes,
+                fix=f"give {error} a size",
             ) from None
         for key in (("our name", row.torch), ("other name", row.other)):
             if key in seen:
@@ -164,7 +169,9 @@ def cover(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Any], wha
     got = {name: tuple(getattr(x, "shape", x)) for name, x in found.items()}
     missing = [f"missing      {n} {expected[n]}" for n in expected if n not in got]
     unknown = [f"unknown      {n} {got[n]}" for n in got if n not in expected]
-    wrong = [f"wrong shape  {n} {got[n]}, expected {expected[n]}" for n in expected if n in got and got[n] != expected[n]]
+    wrong = [
+        f"wrong shape  {n} {got[n]}, expected {expected[n]}" for n in expected if n in got and got[n] != expected[n]
+    ]
     if lines := missing + unknown + wrong:
         head = f"{what}: {len(missing)} missing, {len(unknown)} unknown, {len(wrong)} of a wrong shape"
         raise StoreError("\n".join([head, *("    " + line for line in lines)]), fix=fix)
@@ -266,7 +273,7 @@ def _arrays(rows: Iterable[Row]) -> dict[tuple[str, bool, tuple[int, ...], tuple
 
 
 def _sides(axes: str) -> tuple[list[list[str]], list[list[str]]]:
-    """'(n h) d -> d n h' as [['n','h'],['d']], [['d'],['n'],['h']]; a single side stands for both; 1 is an axis of length 1."""
+    """'(n h) d -> d n h' as [['n','h'],['d']], [['d'],['n'],['h']]; one side alone stands for both; 1 is a length."""
     left, _, right = axes.partition("->")
     sides = []
     for side in (left, right or left):

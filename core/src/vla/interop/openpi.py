@@ -3,9 +3,9 @@
     <checkpoint>/params/         the weights (training writes <dir>/<step>/params/)
     <checkpoint>/assets/<id>/norm_stats.json
 
-The type of the model and every size that a weight's shape shows come from the tree; what no shape shows (the horizon, the
-length of the prompt) comes from the type or from `set`. Names and axes are in the parts' own tables (`openpi` in their
-params.py).
+The type of the model and every size that a shape shows come from the tree; what no shape shows (the horizon, the
+length of the prompt) comes from the type or from `set`. Names and axes are in the parts' own tables (`openpi` in
+their params.py).
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def variant_of(checkpoint: Checkpoint, type: str | None, spec: Mapping[str, Any]
     from vla.settings import parse_sets
 
     name = type or checkpoint.type
-    head = _flow_slot(build(type=name))
+    head = next((path for path, chosen in build(type=name).walk() if chosen.part.name == "flow"), None)
     seen = {**sizes(checkpoint, head), **{f"spec.{key}": value for key, value in spec.items()}}
     return build(type=name, set={**seen, **parse_sets(set)})
 
@@ -197,14 +197,3 @@ def _params_folder(path: Path) -> Path:
         expected="params/_METADATA, or <step>/params/_METADATA",
         fix="give the folder that holds `params/`; a compressed or half-copied checkpoint cannot be read",
     )
-
-
-def _flow_slot(variant: Any) -> str | None:
-    """Where the flow head is: "head", "head.actions" inside ki, or None."""
-
-    def walk(chosen: Any, path: str) -> str | None:
-        if chosen.part.name == "flow":
-            return path
-        return next((p for slot, inner in chosen.inner.items() if (p := walk(inner, f"{path}.{slot}"))), None)
-
-    return walk(variant.parts["head"], "head")

@@ -1,8 +1,8 @@
 """Reading an orbax checkpoint with `tensorstore` alone.
 
-On disk, an item (openpi's `params/`) is `_METADATA` (JSON: the list of leaves) and, in one OCDBT store, a zarr array per
-leaf under its dot-joined path. Nothing is unpickled and no code of the checkpoint's writer is needed. Leaves are opened
-first, which tells shape and dtype, and read only when asked for.
+On disk, an item (openpi's `params/`) is `_METADATA` (JSON: the list of leaves) and, in one OCDBT store, a zarr array
+per leaf under its dot-joined path. Nothing is unpickled and no code of the checkpoint's writer is needed. Leaves are
+opened first, which tells shape and dtype, and read only when asked for.
 """
 
 from __future__ import annotations
@@ -25,14 +25,20 @@ class Leaf:
     dtype: np.dtype
     store: Any = field(repr=False)
     where: str
+    complete: bool  # the writer stored every chunk, so an absent one is a loss and not a run of zeros
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         try:
-            found = np.asarray(self.store.read().result())
+            lost = self.complete and self.store.storage_statistics(query_not_stored=True).result().not_stored
+            found = None if lost else np.asarray(self.store.read().result())
         except Exception as error:  # tensorstore raises ValueError, OSError or its own kinds for damaged data
             raise StoreError(
                 "an array of the checkpoint is damaged", field=self.where, got=_first_line(error), fix="copy it again"
             ) from error
+        if found is None:
+            raise StoreError(
+                "pieces of an array are missing", field=self.where, fix="the checkpoint is incomplete: copy it again"
+            )
         return found if dtype is None else found.astype(dtype)
 
 
@@ -52,13 +58,18 @@ def read_item(folder: Path) -> dict[str, Leaf]:
     try:
         meta = json.loads(listing.read_text())
         leaves = [_leaf_path(entry) for entry in meta["tree_metadata"].values() if _is_array(entry)]
+        complete = bool(meta.get("store_array_data_equal_to_fill_value"))
         driver = "zarr3" if meta.get("use_zarr3") else "zarr"
     except FileNotFoundError as error:
         raise StoreError(
-            "not an orbax checkpoint", field=str(listing), fix="give the folder that holds `params/`, or `params/` itself"
+            "not an orbax checkpoint",
+            field=str(listing),
+            fix="give the folder that holds `params/`, or `params/` itself",
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise StoreError("the list of arrays is damaged", field=str(listing), got=repr(error), fix="copy it again") from error
+        raise StoreError(
+            "the list of arrays is damaged", field=str(listing), got=repr(error), fix="copy it again"
+        ) from error
     pending = {}
     for parts in leaves:
         name = ".".join(parts) + "/"
@@ -75,7 +86,7 @@ def read_item(folder: Path) -> dict[str, Leaf]:
         except Exception as error:  # see Leaf.__array__
             broken[path] = _first_line(error)
             continue
-        out[path] = Leaf(tuple(array.shape), array.dtype.numpy_dtype, array, f"{folder}: {path}")
+        out[path] = Leaf(tuple(array.shape), array.dtype.numpy_dtype, array, f"{folder}: {path}", complete)
     if broken:
         lines = "\n".join(f"    {path}: {why}" for path, why in broken.items())
         raise StoreError(

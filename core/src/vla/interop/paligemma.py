@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ class Start:
 
     def fill(self, fresh: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The fresh weights of a model with these in their place, in the dtype of the fresh ones."""
-        cover({n: x.shape for n, x in fresh.items()}, {**fresh, **self.weights}, f"{self.source} does not fit the model")
+        cover(
+            {n: x.shape for n, x in fresh.items()}, {**fresh, **self.weights}, f"{self.source} does not fit the model"
+        )
         return {n: self.weights[n].astype(x.dtype) if n in self.weights else x for n, x in fresh.items()}
 
     def __str__(self) -> str:
@@ -76,7 +79,7 @@ def read_paligemma(path: str | Path, variant: Any) -> Start:
             fix="download one and give its path; nothing is fetched for you",
         )
     rows = [row for row in table(variant, layout, experts=False) if row.torch.startswith("backbone.")]
-    _check_parts(variant, rows, layout)
+    _check_parts(variant, rows)
     if layout == "hf":
         tree, cut = _without_extra_tokens(tree, other_shapes(rows))
         unused = (*unused, *cut)
@@ -134,11 +137,16 @@ def read_shards(folder: Path) -> dict[str, np.ndarray]:
         if Path(file).name != file:
             raise StoreError("the index names a file outside its folder", field=str(index), got=file)
         if not (folder / file).is_file():
-            raise StoreError("a shard is missing", field=str(folder / file), fix="copy the folder again from its source")
+            raise StoreError(
+                "a shard is missing", field=str(folder / file), fix="copy the folder again from its source"
+            )
         out |= read_weights(folder / file)
     if lost := sorted(set(where) ^ set(out)):
         raise StoreError(
-            "the index and the shards disagree about their tensors", field=str(index), got=lost, fix="copy the folder again"
+            "the index and the shards disagree about their tensors",
+            field=str(index),
+            got=lost,
+            fix="copy the folder again",
         )
     return out
 
@@ -175,12 +183,14 @@ def _config(folder: Path) -> dict[str, Any]:
         ) from error
     except (ValueError, OSError) as error:
         raise StoreError("config.json cannot be read", field=str(folder / "config.json"), got=str(error)) from error
-    text = config.get("text_config", {}) if isinstance(config, dict) else {}
-    if not isinstance(config, dict) or config.get("model_type") != "paligemma" or text.get("model_type", "gemma") != "gemma":
+    if not isinstance(config, dict):
+        raise StoreError("config.json is not a table", field=str(folder / "config.json"))
+    kinds = config.get("model_type"), config.get("text_config", {}).get("model_type", "gemma")
+    if kinds != ("paligemma", "gemma"):
         raise StoreError(
             "not a PaliGemma checkpoint",
             field=str(folder / "config.json"),
-            got=f"model_type {config.get('model_type') if isinstance(config, dict) else config!r}, text {text.get('model_type')}",
+            got="model_type {}, text {}".format(*kinds),
             expected="model_type paligemma, text gemma (PaliGemma 1)",
         )
     return config
@@ -208,12 +218,11 @@ def _check_config(config: Mapping[str, Any], folder: Path, variant: Any) -> None
             )
 
 
-def _check_parts(variant: Any, rows: list[Row], layout: str) -> None:
+def _check_parts(variant: Any, rows: list[Row]) -> None:
     """Every weight of the backbone must be one that PaliGemma has."""
-    beside = tuple(f".{expert}." for expert in variant.experts())
     ours = [n for n in shapes(table(variant, experts=False)) if n.startswith("backbone.")]
     named = shapes(rows)
-    if lost := [n for n in ours if n not in named and not any(e in n for e in beside)]:
+    if lost := [n for n in ours if n not in named]:
         raise StoreError(
             "PaliGemma has no weights for some parts of this backbone:\n" + "\n".join("    " + g for g in groups(lost)),
             field=variant.name,
@@ -245,7 +254,7 @@ class _Member:
         try:
             with np.load(self.file, allow_pickle=False) as archive:
                 found = archive[self.name]
-        except (OSError, ValueError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+        except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise StoreError("an array is damaged", field=f"{self.file}: {self.name}", got=str(error)) from error
         if found.dtype.kind == "V" and found.dtype.itemsize == 2:  # numpy has no bfloat16 and stores raw bytes
             import ml_dtypes
@@ -269,5 +278,7 @@ def _read_npz(path: Path) -> tuple[dict[str, _Member], list[str]]:
                 else:
                     unused.append(f"{name} {shape}: not under params/")
     except (zipfile.BadZipFile, OSError, ValueError, KeyError) as error:
-        raise StoreError("not a numpy archive, or a damaged one", field=str(path), got=str(error), fix="copy it again") from error
+        raise StoreError(
+            "not a numpy archive, or a damaged one", field=str(path), got=str(error), fix="copy it again"
+        ) from error
     return tree, unused

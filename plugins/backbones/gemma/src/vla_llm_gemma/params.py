@@ -68,7 +68,7 @@ OPENPI_ADARMS = (
     Row("final_norm.{e}.modulation.bias", "final_norm{x}/Dense_0/bias", "m"),
 )
 
-# {r}: "language_model" for the backbone's expert, "gemma_expert" for the one beside it (openpi's PyTorch port, LeRobot).
+# {r}: "language_model" for the backbone's expert, "gemma_expert" for the one beside it (openpi's PyTorch, LeRobot).
 HF_EMBEDDING = (Row("embedder.weight", "language_model.embed_tokens.weight", "v d"),)
 HF_EXPERT = (
     Row("layers.{l}.{e}.q.weight", "{r}.layers.{l}.self_attn.q_proj.weight", "(n h) d"),

@@ -11,7 +11,9 @@ from vla.params import Row, Site, bind
 
 
 def _linear(name: str, into: str, out: str) -> tuple[Row, Row]:
-    return Row(f"{name}.weight", f"{name}/kernel", f"{out} {into} -> {into} {out}"), Row(f"{name}.bias", f"{name}/bias", out)
+    return Row(f"{name}.weight", f"{name}/kernel", f"{out} {into} -> {into} {out}"), Row(
+        f"{name}.bias", f"{name}/bias", out
+    )
 
 
 ROWS = (*_linear("action_in_proj", "a", "w"), *_linear("action_out_proj", "w", "a"))
