@@ -1,0 +1,239 @@
+"""Byte-pair merges over whole numbers: learning them, and applying them to many sequences at once.
+
+Symbols are 0 .. base-1; merge r makes token base + r out of two earlier tokens. Applying the merges lowest rank first,
+leftmost first, gives one well-defined tokenisation. `Merger.encode` finds it without merging anything: the encoding of
+a prefix is the encoding of a shorter prefix plus one last token, and a sequence of tokens is the encoding of its text
+exactly when each pair of neighbours is (an observation of the `bpe` crate of GitHub's rust-gems). So the
+last token at each position is the longest suffix token that agrees with the last token before it, and one pass over the
+positions serves thousands of sequences at a time.
+
+Axes: n sequences, l positions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_NEVER = np.iinfo(np.int32).max
+
+
+def learn(sequences: np.ndarray, base: int, tokens: int) -> np.ndarray:
+    """The merges [m 2] that byte-pair learning finds, most frequent pair first; ties go to the smaller pair.
+
+    Args:
+        sequences: [n l] symbols. Pairs never span two sequences.
+        base: number of symbols.
+        tokens: number of tokens wanted, symbols included. Fewer come out when no pair occurs twice.
+    """
+    n, length = sequences.shape
+    flat = np.full((n, length + 1), -1, np.int32)
+    flat[:, :-1] = sequences
+    s = flat.ravel()
+    counts = np.zeros((tokens, tokens), np.int64)
+    _count(counts, s, np.arange(len(s) - 1), 1)
+    texts = {(i,) for i in range(base)}
+    spelled: list[tuple[int, ...]] = [(i,) for i in range(base)]
+    merges: list[tuple[int, int]] = []
+    for new in range(base, tokens):
+        while True:
+            a, b = divmod(int(counts.argmax()), tokens)
+            if counts[a, b] < 2:
+                return np.asarray(merges, np.int32).reshape(-1, 2)
+            text = spelled[a] + spelled[b]
+            if text not in texts:
+                break
+            counts[a, b] = -_NEVER  # another pair spells this text already: one text, one token
+        texts.add(text)
+        spelled.append(text)
+        merges.append((a, b))
+        at = _leftmost(np.flatnonzero((s[:-1] == a) & (s[1:] == b)), a == b)
+        near = np.unique(np.concatenate([at - 1, at, at + 1]))
+        _count(counts, s, near[(near >= 0) & (near < len(s) - 1)], -1)
+        s[at] = new
+        keep = np.ones(len(s), bool)
+        keep[at + 1] = False
+        s = s[keep]
+        moved = at - np.arange(len(at))
+        near = np.unique(np.concatenate([moved - 1, moved]))
+        _count(counts, s, near[(near >= 0) & (near < len(s) - 1)], 1)
+    return np.asarray(merges, np.int32).reshape(-1, 2)
+
+
+def _leftmost(at: np.ndarray, overlapping: bool) -> np.ndarray:
+    """Matches of a pair without those that overlap the match just before (only a pair of equal tokens can)."""
+    if not overlapping or len(at) < 2:
+        return at
+    starts = np.concatenate([[True], np.diff(at) != 1])
+    place = np.arange(len(at)) - np.flatnonzero(starts)[np.cumsum(starts) - 1]
+    return at[place % 2 == 0]
+
+
+def _count(counts: np.ndarray, s: np.ndarray, at: np.ndarray, sign: int) -> None:
+    left, right = s[at], s[at + 1]
+    real = (left >= 0) & (right >= 0)
+    pairs, times = np.unique(left[real].astype(np.int64) * len(counts) + right[real], return_counts=True)
+    counts.ravel()[pairs] += sign * times
+
+
+class Merger:
+    """Applies merges.
+
+    Args:
+        base: number of symbols.
+        merges: [m 2] token pairs; all texts that they spell differ.
+    """
+
+    def __init__(self, base: int, merges: np.ndarray):
+        self.base, self.size = base, base + len(merges)
+        self.texts: list[tuple[int, ...]] = [(i,) for i in range(base)]
+        for a, b in merges.tolist():
+            self.texts.append(self.texts[a] + self.texts[b])
+        self.lengths = np.asarray([len(t) for t in self.texts], np.int32)
+        none = np.full(base, -1, np.int32)
+        self._left = np.concatenate([none, merges[:, 0]]).astype(np.int32)
+        self._right = np.concatenate([none, merges[:, 1]]).astype(np.int32)
+        self._rank = np.concatenate([none, np.arange(len(merges), dtype=np.int32)])
+        keys = merges[:, 0].astype(np.int64) * self.size + merges[:, 1]
+        self._pair_order = np.argsort(keys, kind="stable")
+        self._pair_keys = keys[self._pair_order]
+        # Whether a pair of tokens is its own encoding: 0 not known yet, 1 yes, 2 no. The last row is "nothing before".
+        self._agree = np.zeros((self.size + 1, self.size), np.int8)
+        self._agree[-1] = 1
+        self._goto, self._longest, self._shorter = _suffix_automaton(self.texts, base)
+
+    def encode(self, grid: np.ndarray, lengths: np.ndarray, starts: np.ndarray | None = None) -> list[np.ndarray]:
+        """Tokens of each row of grid [n l], of which the first lengths[i] symbols count.
+
+        `starts` [n l] bool marks symbols that begin a word; merges never span two words.
+        """
+        order = np.argsort(-lengths, kind="stable")
+        grid, lengths = np.ascontiguousarray(grid[order].T), lengths[order]
+        starts = None if starts is None else np.ascontiguousarray(starts[order].T)
+        n = len(order)
+        steps = int(lengths[0]) if n else 0
+        active = n - np.searchsorted(lengths[::-1], np.arange(steps), side="right")
+        last = np.empty((steps + 1, n), np.int32)  # last token of the encoding of the first i symbols
+        last[0] = self.size
+        flat_last, flat_agree = last.ravel(), self._agree.ravel()
+        state, word, column = np.zeros(n, np.int32), np.zeros(n, np.int32), np.arange(n, dtype=np.int64)
+        width = self._goto.shape[1]
+        flat_goto = self._goto.ravel()
+        for i in range(steps):
+            m = int(active[i])
+            if starts is not None:
+                first = starts[i, :m]
+                state[:m][first] = 0
+                word[:m][first] = i
+            state[:m] = flat_goto[state[:m] * width + grid[i, :m]]
+            token = self._longest[state[:m]]
+            todo, trial = column[:m], token
+            while True:
+                begin = i + 1 - self.lengths[trial]
+                before = flat_last[begin * n + todo]
+                if starts is not None:
+                    before[begin == word[todo]] = self.size
+                key = before * np.int64(self.size) + trial
+                agree = flat_agree[key]
+                if (agree == 0).any():
+                    self._judge(np.unique(key[agree == 0]))
+                    agree = flat_agree[key]
+                no = agree == 2
+                if not no.any():
+                    break
+                todo = todo[no]
+                trial = self._shorter[trial[no]]
+                token[todo] = trial
+            last[i + 1, :m] = token
+        return self._walk_back(last, lengths, order)
+
+    def _walk_back(self, last: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
+        n = len(order)
+        found, where, place = [], np.arange(n), lengths.astype(np.int64)
+        where, place = where[place > 0], place[place > 0]
+        rows = []
+        while len(where):
+            tokens = last[place, where]
+            found.append(tokens)
+            rows.append(where)
+            place = place - self.lengths[tokens]
+            go_on = place > 0
+            where, place = where[go_on], place[go_on]
+        if not found:
+            return [np.zeros(0, np.int32) for _ in range(n)]
+        tokens, rows = np.concatenate(found)[::-1], order[np.concatenate(rows)][::-1]
+        by_row = np.argsort(rows, kind="stable")
+        return np.split(tokens[by_row].astype(np.int32), np.cumsum(np.bincount(rows, minlength=n))[:-1])
+
+    def _judge(self, keys: np.ndarray) -> None:
+        """Find out for pairs (left * size + right) whether their texts, put together, encode to just these two.
+
+        Undoes the merges inside both, latest first. At each moment two tokens touch at the seam; had there been a merge
+        for them, it would have come before the merge that in truth used the left one (if of lower rank) or the right
+        one (if of lower or equal rank, since leftmost comes first).
+        """
+        left, right = np.divmod(keys, self.size)
+        limit_left = np.full(len(keys), _NEVER)
+        limit_right = np.full(len(keys), _NEVER)
+        fine = np.ones(len(keys), bool)
+        live = np.arange(len(keys))
+        while len(live):
+            x, y = left[live], right[live]
+            rank = self._pair_rank(x, y)
+            crossed = (rank < limit_left[live]) & (rank <= limit_right[live]) & (rank != _NEVER)
+            fine[live[crossed]] = False
+            rank_x, rank_y = self._rank[x], self._rank[y]
+            undo_left = rank_x > rank_y
+            limit_left[live[undo_left]] = rank_x[undo_left]
+            left[live[undo_left]] = self._right[x[undo_left]]
+            undo_right = ~undo_left & (rank_y >= 0)
+            limit_right[live[undo_right]] = rank_y[undo_right]
+            right[live[undo_right]] = self._left[y[undo_right]]
+            live = live[~crossed & (undo_left | undo_right)]
+        self._agree.ravel()[keys] = np.where(fine, 1, 2)
+
+    def _pair_rank(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        if not len(self._pair_keys):
+            return np.full(len(x), _NEVER)
+        key = x * np.int64(self.size) + y
+        at = np.minimum(np.searchsorted(self._pair_keys, key), len(self._pair_keys) - 1)
+        return np.where(self._pair_keys[at] == key, self._pair_order[at], _NEVER)
+
+
+def _suffix_automaton(texts: list[tuple[int, ...]], base: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Aho-Corasick over the token texts.
+
+    Returns: goto [states base]; the longest token that is a suffix of what a state has read [states]; for each token
+    the longest token that is a proper suffix of it [tokens], -1 for single symbols.
+    """
+    children: list[dict[int, int]] = [{}]
+    node_of, own = [], {}
+    for token, text in enumerate(texts):
+        node = 0
+        for symbol in text:
+            if symbol not in children[node]:
+                children[node][symbol] = len(children)
+                children.append({})
+            node = children[node][symbol]
+        node_of.append(node)
+        own[node] = token
+    goto = np.zeros((len(children), base), np.int32)
+    fail = np.zeros(len(children), np.int32)
+    longest = np.full(len(children), -1, np.int32)
+    shorter = np.full(len(texts), -1, np.int32)
+    for symbol, child in children[0].items():
+        goto[0, symbol] = child
+    level = list(children[0].values())
+    while level:
+        deeper = []
+        for node in level:
+            token = own.get(node)
+            if token is not None:
+                shorter[token] = longest[fail[node]]
+            longest[node] = longest[fail[node]] if token is None else token
+            goto[node] = goto[fail[node]]
+            for symbol, child in children[node].items():
+                fail[child] = goto[node, symbol]
+                goto[node, symbol] = child
+                deeper.append(child)
+        level = deeper
+    return goto, longest, shorter

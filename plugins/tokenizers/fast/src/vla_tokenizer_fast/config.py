@@ -1,0 +1,28 @@
+"""Settings of the `fast` tokenizer."""
+
+from typing import Literal
+
+from attrs import frozen
+
+
+@frozen
+class Fast:
+    """Settings.
+
+    Attributes:
+        source: "": fit on your own data. Else the files of a public processor, as a folder or as the id of a hub
+            repository in the local cache ("physical-intelligence/fast", which has codes = 2048). No code of it is run.
+        codes: action ids, base symbols included.
+        scale: DCT coefficients are multiplied by this and rounded: larger is finer. A public processor brings its own.
+        overflow: what encoding does with a coefficient beyond the fitted range: "clip" (and say so once) or "error".
+        skip: ids at the end of the text vocabulary that stay free (PaliGemma: its 128 <seg> pieces).
+    """
+
+    source: str = ""
+    codes: int = 1024
+    scale: float = 10.0
+    overflow: Literal["clip", "error"] = "clip"
+    skip: int = 128
+
+
+PRESETS = {"full": {}, "tiny": {"codes": 512}, "small": {}, "public": {"source": "physical-intelligence/fast", "codes": 2048}}
