@@ -1,0 +1,267 @@
+"""The contract of a dataset, opening one by name or path, action chunks, and mixtures.
+
+A raw sample is what a robot saw and did at one frame, in the robot's own units and camera names:
+
+    {"images": {camera: uint8 [h w 3]}, "state": float32 [s], "actions": float32 [t a], "actions_is_pad": bool [t],
+     "prompt": str, "episode": int, "frame": int}
+
+`actions` is the chunk that starts at this frame. Past the end of the episode it repeats the last action, and
+`actions_is_pad` is True there (LeRobot's convention).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from attrs import evolve, field, frozen
+
+from vla.errors import DataError, PartError
+
+DEFAULT_FORMAT = "lerobot"
+
+
+@frozen
+class DatasetInfo:
+    """What a dataset declares. Names and units may be empty: many recordings do not say.
+
+    Attributes:
+        cameras: camera -> (height, width).
+        hz: frames per second.
+        robot: name of the robot part that its samples fit, "" when unknown.
+        units: "state" and "actions" -> one unit per dimension.
+        tasks: every instruction that occurs.
+        source: where it was read from, for messages.
+    """
+
+    cameras: Mapping[str, tuple[int, int]]
+    state_dim: int
+    action_dim: int
+    hz: float
+    robot: str = ""
+    units: Mapping[str, tuple[str, ...]] = field(factory=dict)
+    tasks: tuple[str, ...] = ()
+    action_names: tuple[str, ...] = ()
+    state_names: tuple[str, ...] = ()
+    source: str = ""
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Random access to frames; safe to use from several threads, and after fork or in a spawned process."""
+
+    info: DatasetInfo
+    episodes: Sequence[range]  # frame indices of each episode
+
+    def __len__(self) -> int:
+        """Frames."""
+        ...
+
+    def sample(self, index: int, horizon: int, cameras: Sequence[str] | None = None, images: bool = True) -> dict[str, Any]:
+        """The raw sample of one frame with a chunk of `horizon` actions; decodes only the cameras asked for (None: all)."""
+        ...
+
+    def states(self) -> np.ndarray:
+        """float32 [N s], without decoding an image."""
+        ...
+
+    def actions(self) -> np.ndarray:
+        """float32 [N a], without decoding an image."""
+        ...
+
+    def prompts(self) -> Sequence[str]:
+        """The instruction of each frame [N]."""
+        ...
+
+    def digest(self) -> str:
+        """SHA-256 of everything but pixels: the identity of the data."""
+        ...
+
+
+class Writer(Protocol):
+    """What a recorder writes to: `Part.numpy` of a dataset may offer `create(path, info, video) -> Writer`.
+
+    Used as a context manager: leaving the block puts the dataset in place, an exception leaves nothing behind.
+    """
+
+    def add(self, sample: Mapping[str, Any]) -> None:
+        """One frame: {"images": {camera: uint8 [h w 3]}, "state": [s], "action": [a], "prompt": str}."""
+        ...
+
+    def end_episode(self) -> None:
+        """Close the episode that the frames added since the last call make up."""
+        ...
+
+
+def open_dataset(source: str | Path | Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> Dataset:
+    """Open a dataset.
+
+    Args:
+        source: a folder or a hub name (`org/name`, read from the local hub cache) in LeRobot's format; the name of a
+            dataset part (`tabletop`); `part:path` for another format; or a table {"part": ..., settings...}.
+        settings: settings of the part, as in a file.
+
+    Raises:
+        PartError: the reader is not installed.
+        SettingsError: a setting is unknown or wrong.
+        DataError: the data is missing or damaged.
+    """
+    from vla import registry
+    from vla.compose import load_object, resolve
+
+    if isinstance(source, Mapping):
+        table = {**source, **(settings or {})}
+    else:
+        names = {item.name for item in registry.listed("dataset")}
+        text = str(source)
+        part, colon, path = text.partition(":")
+        if isinstance(source, str) and text in names:
+            table = {"part": text, **(settings or {})}
+        elif colon and part in names:
+            table = {"part": part, "path": path, **(settings or {})}
+        else:
+            table = {"part": DEFAULT_FORMAT, "path": text, **(settings or {})}
+    chosen = resolve("dataset", table, "dataset")
+    return load_object(chosen.part.numpy, f"dataset {chosen.part.name!r}")(chosen.settings)
+
+
+def create_dataset(path: str | Path, info: DatasetInfo, *, video: bool = False, part: str = DEFAULT_FORMAT) -> Writer:
+    """A writer of a new dataset at `path`; see `Writer`.
+
+    Args:
+        info: cameras, widths, rate and names of what will be written.
+        video: cameras as compressed video; else every frame exactly (PNG).
+
+    Raises:
+        StoreError: the path is taken or cannot be written.
+    """
+    from vla.compose import load_object, resolve
+
+    chosen = resolve("dataset", {"part": part}, "dataset")
+    reader = load_object(chosen.part.numpy, f"dataset {part!r}")
+    if not hasattr(reader, "create"):
+        raise PartError(f"dataset {part!r} cannot be written", field="part", got=part, fix=f"use {DEFAULT_FORMAT!r}")
+    return reader.create(path, info, video=video)
+
+
+def chunk(actions: np.ndarray, index: int, end: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+    """The chunk that starts at `index` in an episode that ends before `end`.
+
+    Args:
+        actions: [N a] of the whole dataset.
+
+    Returns:
+        float32 [horizon a], the last action repeated past the end, and bool [horizon], True where repeated.
+    """
+    steps = np.arange(index, index + horizon)
+    is_pad = steps >= end
+    return np.ascontiguousarray(actions[np.minimum(steps, end - 1)], np.float32), is_pad
+
+
+def check_index(index: int, length: int, where: str) -> int:
+    """The index as an int in range(length); negative ones count from the end."""
+    i = int(index)
+    if not -length <= i < length:
+        raise DataError("no such frame", field="index", got=index, expected=f"0 to {length - 1} in {where}")
+    return i % length
+
+
+def check_cameras(wanted: Sequence[str] | None, have: Iterable[str], where: str) -> list[str]:
+    """The cameras to decode; None means all."""
+    have = list(have)
+    if wanted is None:
+        return have
+    if missing := [name for name in wanted if name not in have]:
+        raise DataError(
+            "the dataset has no such camera",
+            field=f"cameras: {missing[0]!r}",
+            got=list(wanted),
+            expected=f"any of {have} in {where}",
+            fix='choose one of these, or rename with the setting cameras = ["new=old", ...]',
+        )
+    return list(wanted)
+
+
+class Mixture:
+    """Several datasets laid end to end, with sampling weights.
+
+    The frame numbers run through the datasets in order; `locate` says which dataset a number belongs to. How often
+    each dataset is drawn is the trainer's business: it reads `sizes` and `weights`.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Dataset, float]]):
+        if not parts:
+            raise DataError("a mixture of no datasets", field="mixture", fix="name at least one dataset")
+        for dataset, weight in parts:
+            if not (np.isfinite(weight) and weight > 0):
+                raise DataError("a weight must be positive", field=f"weight of {dataset.info.source}", got=weight)
+        self.datasets = [dataset for dataset, _ in parts]
+        self.sizes = [len(dataset) for dataset in self.datasets]
+        total = sum(weight for _, weight in parts)
+        self.weights = [weight / total for _, weight in parts]
+        self._starts = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
+        first = self.datasets[0].info
+        for other in (dataset.info for dataset in self.datasets[1:]):
+            for name in ("state_dim", "action_dim", "robot"):
+                if getattr(other, name) != getattr(first, name):
+                    raise DataError(
+                        f"the datasets of a mixture differ in {name}",
+                        field=name,
+                        got=f"{getattr(other, name)!r} in {other.source}",
+                        expected=f"{getattr(first, name)!r} as in {first.source}",
+                        fix="mix datasets of one robot",
+                    )
+        infos = [dataset.info for dataset in self.datasets]
+        self.info = evolve(
+            first,
+            cameras={name: size for info in reversed(infos) for name, size in info.cameras.items()},
+            tasks=tuple(dict.fromkeys(task for info in infos for task in info.tasks)),
+            source=" + ".join(info.source for info in infos),
+        )
+        self.episodes = [
+            range(start + episode.start, start + episode.stop)
+            for start, dataset in zip(self._starts.tolist(), self.datasets, strict=False)
+            for episode in dataset.episodes
+        ]
+
+    def __len__(self) -> int:
+        """Frames in all datasets."""
+        return int(self._starts[-1])
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """(which dataset, frame within it) of a frame number."""
+        index = check_index(index, len(self), self.info.source)
+        which = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return which, index - int(self._starts[which])
+
+    def sample(self, index: int, horizon: int, cameras: Sequence[str] | None = None, images: bool = True) -> dict[str, Any]:
+        """As `Dataset.sample`; a camera that this frame's dataset lacks is left out. Adds "dataset", its number."""
+        which, inner = self.locate(index)
+        dataset = self.datasets[which]
+        if cameras is not None:
+            check_cameras(cameras, self.info.cameras, self.info.source)
+            cameras = [name for name in cameras if name in dataset.info.cameras]
+        sample = dataset.sample(inner, horizon, cameras, images)
+        before = sum(len(d.episodes) for d in self.datasets[:which])
+        return {**sample, "episode": before + sample["episode"], "dataset": which}
+
+    def states(self) -> np.ndarray:
+        """float32 [N s]."""
+        return np.concatenate([dataset.states() for dataset in self.datasets])
+
+    def actions(self) -> np.ndarray:
+        """float32 [N a]."""
+        return np.concatenate([dataset.actions() for dataset in self.datasets])
+
+    def prompts(self) -> list[str]:
+        """The instruction of each frame."""
+        return [prompt for dataset in self.datasets for prompt in dataset.prompts()]
+
+    def digest(self) -> str:
+        """SHA-256 over the digests and weights of the datasets."""
+        import hashlib
+
+        text = "\n".join(f"{d.digest()} {w!r}" for d, w in zip(self.datasets, self.weights, strict=True))
+        return hashlib.sha256(text.encode()).hexdigest()
