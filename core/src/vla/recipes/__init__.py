@@ -1,0 +1,1 @@
+"""Known configurations, one TOML file each (`vla.training.recipes`)."""

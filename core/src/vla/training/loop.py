@@ -1,0 +1,326 @@
+"""The loop: one for both engines.
+
+A step: take the batch of step k (a pure function of seed and k), ask the schedule for the rate, let the engine make
+one update. Everything else hangs on the step number: records, validation, checkpoints, the end. A step whose loss or
+gradient is not finite is not applied by the engine; the loop reports its samples, and gives up after too many in a row.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve
+
+from vla.errors import StoreError
+from vla.training import checkpoints
+from vla.training.config import TrainConfig, TrainingError, TrainResult, changes
+from vla.training.loader import Loader, Samples
+from vla.training.metrics import FILE, Jsonl, Listener, Progress, open_listeners
+from vla.training.prepare import Prepared, prepare
+from vla.training.schedules import learning_rate
+from vla.training.validation import Validator
+
+MODEL = "model"  # the model directory inside the run directory
+
+
+def train(
+    model: Any,
+    data: Any,
+    *,
+    out: str | Path,
+    config: TrainConfig | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    stats: Any | None = None,
+    resume: bool = False,
+    resume_step: int | None = None,
+    overwrite: bool = False,
+    allow_change: bool = False,
+    listeners: Sequence[Listener] = (),
+) -> TrainResult:
+    """Train a model on demonstrations.
+
+    Args:
+        model: a `Variant`, the path of a variant file, or of a model directory (its weights, statistics and tokenizer
+            are where training starts).
+        data: an opened dataset, or where one is: a folder, or a dataset name.
+        out: the run directory: `checkpoints/`, `metrics.jsonl`, and at the end `model/`.
+        config: the run; `steps` and `batch_size` given here win over it.
+        stats: normalisation statistics; default: the model directory's, else computed from the data.
+        resume: go on from the newest checkpoint in `out`.
+        resume_step: go on from the checkpoint of this step instead.
+        overwrite: forget what is in `out`.
+        allow_change: resume although data or settings differ from the run that wrote the checkpoint.
+        listeners: callables `(event, record)` that hear every record (see `vla.training.metrics`).
+
+    Raises:
+        DataError, SettingsError, PartError: model, data and config do not fit; before the first step.
+        TrainingError: the run folder is in use or not empty, or too many steps in a row were not finite.
+        StoreError: a checkpoint is damaged, or the model cannot be written.
+    """
+    config = config or TrainConfig()
+    if steps is not None or batch_size is not None:
+        config = evolve(config, steps=steps or config.steps, batch_size=batch_size or config.batch_size)
+    out = Path(out).expanduser()
+    resume = resume or resume_step is not None
+    rank, world = _place(config)
+    if config.batch_size % (world * config.accumulate):
+        raise TrainingError(
+            "a batch splits evenly over devices and micro-batches",
+            field="train.batch_size",
+            got=config.batch_size,
+            expected=f"a multiple of {world * config.accumulate}",
+        )
+    with checkpoints.run_lock(out) if rank == 0 else _nothing():
+        if rank == 0:
+            _check_folder(out, resume, overwrite)
+            checkpoints.sweep(out)
+        found = checkpoints.load_checkpoint(out, resume_step) if resume else None
+        config = config.planned(found.state["config"] if found else None)
+        notes: list[str] = []
+        prepared = prepare(model, data, config, stats, notes.append, found.folder if found else None)
+        if found is not None:
+            _check_same_run(found, config, prepared, allow_change)
+        run = _Run(out, config, prepared, found, listeners, notes, rank, world)
+        return run.go()
+
+
+class _Run:
+    """One training run: the state of the loop between its parts."""
+
+    def __init__(
+        self,
+        out: Path,
+        config: TrainConfig,
+        prepared: Prepared,
+        found: checkpoints.Checkpoint | None,
+        listeners: Sequence[Listener],
+        notes: Sequence[str],
+        rank: int,
+        world: int,
+    ):
+        self.out, self.config, self.prepared, self.rank = out, config, prepared, rank
+        self.start = found.step if found else 0
+        self.engine = _engine(prepared, config, world)
+        if found is not None:
+            self.engine.load_state(found.arrays, str(found.folder))
+        samples = Samples(prepared.dataset, prepared.group.inputs, prepared.variant.spec.action_horizon, config.cache_gb * 1e9)
+        share = config.batch_size // world
+        rows = slice(rank * share, (rank + 1) * share)
+        self.loader = Loader(samples, prepared.train_index, prepared.variant, config, prepared.collate, rows)
+        self.validator = Validator(self.loader, prepared, config) if len(prepared.val_index) else None
+        self.listeners: list[Listener] = []
+        self.progress: Progress | None = None
+        if rank == 0:
+            self.listeners = [Jsonl(out / FILE, self.start), *open_listeners(config.listeners, out, config.to_dict()), *listeners]
+            if config.progress:
+                self.progress = Progress(config.steps, self.start, prepared.variant.name)
+                self.listeners.append(self.progress)
+        self.saved: Path | None = found.folder if found else None
+        self.save_failure: StoreError | None = None
+        self.last: dict[str, float] = {}
+        self.bad_in_a_row = 0
+        for text in notes:
+            self.tell("note", {"step": self.start, "text": text})
+
+    def tell(self, event: str, record: Mapping[str, Any]) -> None:
+        for listener in self.listeners:
+            listener(event, record)
+
+    def go(self) -> TrainResult:
+        c = self.config
+        self.tell("start", {"step": self.start, "config": c.to_dict(), **self.prepared.facts()})
+        step = self.start
+        pending: list[tuple[int, Mapping[str, Any]]] = []
+        since, began, waited = step, time.perf_counter(), self.loader.waited
+        try:
+            with _stop_requests() as stop:
+                for batch in self.loader.stream(self.start, c.steps):
+                    pending.append((step, self.engine.step(batch.micro, learning_rate(c, step))))
+                    step += 1
+                    log = step % c.log_every == 0 or step == c.steps
+                    save = step % c.save_every == 0 or step == c.steps
+                    if log or save or stop or not self.engine.reads_late:
+                        self._read(pending)
+                    if log:
+                        now, wait = time.perf_counter(), self.loader.waited
+                        seconds = max(now - began, 1e-9)
+                        rate = (step - since) / seconds
+                        self.last |= {
+                            "lr": learning_rate(c, step - 1),
+                            "samples_per_s": rate * c.batch_size,
+                            "data_wait": (wait - waited) / seconds,
+                            "seconds_left": (c.steps - step) / rate,
+                        }
+                        self.tell("step", {"step": step, **self.last})
+                        since, began, waited = step, now, wait
+                    if self.progress:
+                        self.progress.advance(step)
+                    if self.validator and c.val_every and step % c.val_every == 0 and step < c.steps:
+                        self._validate(step)
+                    if save or stop:
+                        self._save(step)
+                    if stop:
+                        break
+        except BaseException as error:
+            self._rescue(step, error)
+            raise
+        if self.validator and step == c.steps:
+            self._validate(step)
+        interrupted = step < c.steps
+        model = None if interrupted else self._export(step)
+        self.tell("end", {"step": step, "interrupted": interrupted})
+        if self.save_failure is not None and self.saved is None:
+            raise self.save_failure
+        return TrainResult(self.out, step, interrupted, model, self.saved, dict(self.last), stop[0] if stop else None)
+
+    def _read(self, pending: list[tuple[int, Mapping[str, Any]]]) -> None:
+        """Fetch results from the device; report and count steps that were not applied."""
+        for (step, _), values in zip(pending, self.engine.read([r for _, r in pending]), strict=True):
+            bad = values.pop("bad") > 0
+            self.bad_in_a_row = self.bad_in_a_row + 1 if bad else 0
+            if not bad:
+                self.last = {**self.last, **values}
+                continue
+            ids = [int(i) for i in self.loader.ids(step)]
+            self.tell("bad_step", {"step": step, "sample_ids": ids, **values})
+            if self.bad_in_a_row >= self.config.max_bad_steps:
+                raise TrainingError(
+                    f"the loss or gradient of {self.bad_in_a_row} steps in a row was not finite; training stops",
+                    field=f"step {step}",
+                    got=f"loss {values['loss']}, gradient norm {values['grad_norm']}, samples {ids[:8]}",
+                    fix=f"look at these samples, lower --lr, or use --precision float32; last good checkpoint: {self.saved or 'none'}",
+                )
+        pending.clear()
+
+    def _validate(self, step: int) -> None:
+        assert self.validator is not None
+        record = self.validator.run(self.engine)
+        self.last |= {f"val_{k}": v for k, v in record.items() if isinstance(v, float)}
+        self.tell("validation", {"step": step, **record})
+
+    def _save(self, step: int) -> None:
+        """Write a checkpoint. A failure is said and training goes on: the older checkpoint is intact."""
+        if checkpoints.checkpoint_folder(self.out, step) == self.saved:
+            return
+        arrays = self.engine.state()
+        if self.rank != 0:
+            return
+        state = {"config": self.config.to_dict(), "variant": self.prepared.variant.to_toml(), **self.prepared.facts()}
+        try:
+            self.saved = checkpoints.save_checkpoint(self.out, step, arrays, state, self.prepared.write_assets)
+            self.save_failure = None
+            checkpoints.prune(self.out, self.config.keep_last, self.config.keep_every)
+            self.tell("checkpoint", {"step": step, "folder": str(self.saved)})
+        except StoreError as error:
+            self.save_failure = error
+            self.tell("note", {"step": step, "text": f"no checkpoint at step {step}; training goes on\n{error}"})
+
+    def _rescue(self, step: int, error: BaseException) -> None:
+        """Before an error leaves the loop: keep the steps made so far (unless they are the problem) and close listeners."""
+        if isinstance(error, Exception) and not isinstance(error, TrainingError) and step > self.start:
+            self._save(step)
+        self.tell("end", {"step": step, "interrupted": True, "error": str(error).splitlines()[0] if str(error) else type(error).__name__})
+
+    def _export(self, step: int) -> Path | None:
+        weights = self.engine.weights()
+        if self.rank != 0:
+            return None
+        from vla.store import save_model
+
+        p = self.prepared
+        record = {"steps": step, "config": self.config.to_dict(), **p.facts()}
+        return save_model(self.out / MODEL, p.variant, weights, p.stats, p.tokenizer, record=record, overwrite=True)
+
+
+def _engine(prepared: Prepared, config: TrainConfig, world: int) -> Any:
+    if config.framework not in prepared.variant.frameworks():
+        lacking = [path for path, c in prepared.variant.walk() if c.part.frameworks() and config.framework not in c.part.frameworks()]
+        raise TrainingError(f"not every part of this variant runs in {config.framework}", field="train.framework", got=lacking)
+    if config.framework == "jax":
+        from vla.training.jax_engine import JaxEngine
+
+        return JaxEngine(prepared.variant, config, prepared.weights)
+    from vla.training.torch_engine import TorchEngine
+
+    return TorchEngine(prepared.variant, config, prepared.weights)
+
+
+def _check_folder(out: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse to mix runs; with `overwrite`, forget the old one."""
+    import shutil
+
+    steps = checkpoints.checkpoint_steps(out)
+    if resume or not (steps or (out / MODEL).exists()):
+        return
+    if not overwrite:
+        got = f"checkpoints at steps {steps}" if steps else "a trained model"
+        fix = "go on with --resume, start again with --overwrite, or choose another --out" if steps else "add --overwrite, or choose another --out"
+        raise TrainingError("this folder holds a run already", field=str(out), got=got, fix=fix)
+    for step in steps:
+        folder = checkpoints.checkpoint_folder(out, step)
+        dying = folder.with_name(f".old-{folder.name}")
+        folder.rename(dying)
+        shutil.rmtree(dying, ignore_errors=True)
+    if (out / MODEL / "manifest.json").exists():
+        shutil.rmtree(out / MODEL)
+    (out / FILE).unlink(missing_ok=True)
+
+
+def _check_same_run(found: checkpoints.Checkpoint, config: TrainConfig, prepared: Prepared, allow_change: bool) -> None:
+    """Refuse to resume with other data, another variant or other settings, unless that is asked for."""
+    different = changes(found.state["config"], config.to_dict())
+    now = prepared.facts()
+    different += [f"{k}: {found.state.get(k)!r} -> {now[k]!r}" for k in now if found.state.get(k) != now[k]]
+    if found.state["variant"] != prepared.variant.to_toml():
+        different.append("the variant")
+    if found.step > config.steps:
+        raise TrainingError("the checkpoint is beyond the last step", field="train.steps", got=config.steps, expected=f">= {found.step}")
+    if different and not allow_change:
+        raise TrainingError(
+            "this is not the run that wrote the checkpoint",
+            field=str(found.folder),
+            got="; ".join(different),
+            fix="give the same options, or add --allow-change to go on all the same",
+        )
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """A list that gets the signal number when Ctrl-C or SIGTERM asks to stop; a second one acts at once."""
+    asked: list[int] = []
+    before: dict[int, Any] = {}
+
+    def ask(number: int, frame: Any) -> None:
+        asked.append(number)
+        for n, handler in before.items():
+            signal.signal(n, handler)
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, ask)
+    except ValueError:  # not the main thread: whoever runs us handles signals
+        before.clear()
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _place(config: TrainConfig) -> tuple[int, int]:
+    """(rank, number of processes)."""
+    if config.distributed == "none":
+        return 0, 1
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

@@ -1,0 +1,207 @@
+"""Where the numbers of a run go: a JSONL file always, a progress line, and listeners asked for by name.
+
+A listener is a callable `(event: str, record: dict) -> None`. Events: `start`, `step`, `validation`, `bad_step`,
+`checkpoint`, `note`, `end`. Records hold plain values; numbers that are not finite become null in the file.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vla import hooks, registry
+from vla.errors import SettingsError
+
+Listener = Callable[[str, Mapping[str, Any]], None]
+FILE = "metrics.jsonl"
+
+
+class Jsonl:
+    """One JSON object a line; a resumed run first forgets the lines beyond the step it resumes from."""
+
+    def __init__(self, path: Path, resume_step: int):
+        self.path = path
+        kept = []
+        if path.exists() and resume_step:
+            for line in path.read_text().splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue  # a line cut short by a kill
+                if record.get("step", 0) <= resume_step and record.get("event") != "end":
+                    kept.append(line)
+        path.write_text("".join(line + "\n" for line in kept))
+        self.file = path.open("a")
+
+    def __call__(self, event: str, record: Mapping[str, Any]) -> None:
+        """Append one record."""
+        self.file.write(json.dumps({"event": event, **_plain(record)}, allow_nan=False) + "\n")
+        self.file.flush()
+        if event == "end":
+            self.file.close()
+
+
+class Progress:
+    """One line on the console: step, losses, learning rate, samples/s, waiting for data, time left."""
+
+    def __init__(self, steps: int, start: int, label: str):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self.console = Console(stderr=True)
+        columns = (TextColumn(label), BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+        self.bar = Bar(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console)
+        self.live = self.console.is_terminal
+        self.task = self.bar.add_task(label, total=steps, completed=start, text="")
+        self.last = time.monotonic()
+        if self.live:
+            self.bar.start()
+
+    def advance(self, step: int) -> None:
+        """Move the bar; cheap."""
+        if self.live:
+            self.bar.update(self.task, completed=step)
+
+    def __call__(self, event: str, record: Mapping[str, Any]) -> None:
+        """Show a record. Without a terminal: a plain line at most every 10 s."""
+        if event == "step":
+            text = _line(record)
+            if self.live:
+                self.bar.update(self.task, completed=record["step"], text=text)
+            elif time.monotonic() - self.last > 10:
+                self.last = time.monotonic()
+                left = record.get("seconds_left")
+                rest = f", {left:.0f} s left" if left is not None else ""
+                self.console.print(f"step {record['step']}: {text}{rest}", highlight=False, markup=False, soft_wrap=True)
+        elif event == "validation":
+            self._say(f"validation at step {record['step']}: " + _line(record))
+        elif event == "bad_step":
+            self._say(f"step {record['step']} was not applied: loss or gradient not finite; samples {record['sample_ids'][:8]} ...")
+        elif event == "note":
+            self._say(str(record["text"]))
+        elif event == "end" and self.live:
+            self.bar.stop()
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def open_listeners(names: tuple[str, ...], out: Path, config: Mapping[str, Any]) -> list[Listener]:
+    """The listeners asked for by name, and the installed hooks (`vla.hooks.vla_training`), if there are any.
+
+    Raises:
+        SettingsError: an unknown name, or a package that is not installed.
+    """
+    makers: dict[str, Callable[[Path, Mapping[str, Any]], Listener]] = {
+        "tensorboard": _tensorboard,
+        "trackio": _trackio,
+        "wandb": _wandb,
+    }
+    found = []
+    for name in names:
+        if name not in makers:
+            raise SettingsError("no such listener", field="train.listeners", got=name, expected=", ".join(makers))
+        try:
+            found.append(makers[name](out, config))
+        except ImportError as error:
+            raise SettingsError(
+                "this listener needs a package that is not installed",
+                field="train.listeners",
+                got=name,
+                fix=f"pip install {error.name or name}",
+            ) from error
+    if registry.listed(registry.HOOKS):
+        found.append(_to_hooks)
+    return found
+
+
+def _to_hooks(event: str, record: Mapping[str, Any]) -> None:
+    for answer in hooks.ask("vla_training", event=event, record=record):
+        if answer.problem:
+            logging.getLogger("vla.training").warning(answer.problem)
+
+
+def read_metrics(out: str | Path, event: str = "step") -> list[dict[str, Any]]:
+    """The records of one kind of a run, in order (for plots and tests)."""
+    path = Path(out) / FILE
+    if not path.exists():
+        return []
+    records = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return [r for r in records if r.get("event") == event]
+
+
+def _tensorboard(out: Path, config: Mapping[str, Any]) -> Listener:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        from tensorboardX import SummaryWriter
+    writer = SummaryWriter(str(out / "tensorboard"))
+
+    def listen(event: str, record: Mapping[str, Any]) -> None:
+        for name, value in _numbers(event, record).items():
+            writer.add_scalar(name, value, record["step"])
+        if event == "end":
+            writer.close()
+
+    return listen
+
+
+def _trackio(out: Path, config: Mapping[str, Any]) -> Listener:
+    import trackio
+
+    trackio.init(project=os.environ.get("TRACKIO_PROJECT", "vla"), name=out.name, config=dict(config))
+    return _log_to(trackio)
+
+
+def _wandb(out: Path, config: Mapping[str, Any]) -> Listener:
+    import wandb
+
+    wandb.init(project=os.environ.get("WANDB_PROJECT", "vla"), name=out.name, config=dict(config), dir=str(out), resume="allow")
+    return _log_to(wandb)
+
+
+def _log_to(module: Any) -> Listener:
+    def listen(event: str, record: Mapping[str, Any]) -> None:
+        if numbers := _numbers(event, record):
+            module.log(numbers, step=record["step"])
+        if event == "end":
+            module.finish()
+
+    return listen
+
+
+def _numbers(event: str, record: Mapping[str, Any]) -> dict[str, float]:
+    if event not in ("step", "validation"):
+        return {}
+    prefix = "train" if event == "step" else "validation"
+    return {f"{prefix}/{k}": v for k, v in record.items() if k != "step" and isinstance(v, int | float)}
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    words = []
+    for name, value in record.items():
+        if name.startswith("loss") or name.startswith("action_error_mean"):
+            words.append(f"{name.removeprefix('loss/')} {value:.4f}" if value is not None else f"{name} ?")
+    for name, form in (("lr", "lr {:.1e}"), ("samples_per_s", "{:.0f} samples/s"), ("data_wait", "data wait {:.0%}")):
+        if name in record:
+            words.append(form.format(record[name]))
+    return "  ".join(words)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,205 @@
+"""Everything that must be right before the first step: model, data, statistics, tokenizer, and whether they fit.
+
+What is missing and can be had from the data is computed, and said: normalisation statistics, the fit of an action
+tokenizer. What does not fit is one error, before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from attrs import frozen
+
+from vla.compose import VARIANT_FILE, Variant, read_variant
+from vla.contracts import check_observation, observation_from
+from vla.errors import DataError, StoreError
+from vla.store import ASSETS, STATS, WEIGHTS, open_model, read_weights
+from vla.training.config import TrainConfig
+from vla.training.order import generator, split_episodes
+
+FIT_CHUNKS = 4096  # chunks an action tokenizer is fitted on
+
+
+@frozen
+class Prepared:
+    """Model, data and what stands between them, ready for the first step."""
+
+    variant: Variant
+    dataset: Any
+    stats: Any
+    tokenizer: Any
+    group: Any  # vla.transforms.Group
+    collate: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]]
+    weights: Mapping[str, np.ndarray] | None  # to start from
+    train_index: np.ndarray
+    val_index: np.ndarray
+    digest: str
+
+    def facts(self) -> dict[str, Any]:
+        """Plain facts about the data of this run, for its record."""
+        return {"data": self.digest, "train_frames": len(self.train_index), "validation_frames": len(self.val_index)}
+
+    def write_assets(self, folder: Path) -> None:
+        """Write statistics and tokenizer into a checkpoint."""
+        from vla.transforms.stats import save_stats
+
+        save_stats(self.stats, folder / STATS)
+        (folder / ASSETS).mkdir(exist_ok=True)
+        self.tokenizer.save(folder / ASSETS)
+
+
+def prepare(
+    model: Any,
+    data: Any,
+    config: TrainConfig,
+    stats: Any | None = None,
+    note: Callable[[str], None] = print,
+    checkpoint: Path | None = None,
+) -> Prepared:
+    """Open and check everything. Statistics and tokenizer come from `checkpoint` when one is resumed.
+
+    Raises:
+        DataError: the dataset is empty, lacks a camera, is of another robot or of other widths, or has a bad frame.
+        StoreError, PartError, SettingsError: the model cannot be opened.
+    """
+    from vla.codecs import open_tokenizer
+    from vla.transforms import build_group, collate
+    from vla.transforms.stats import load_stats
+
+    variant, weights, own_stats, tokenizer = open_start(model)
+    dataset = open_data(data, variant)
+    check_fit(variant, dataset)
+    train_episodes, val_episodes = split_episodes(config.seed, len(dataset.episodes), _held_out(config, dataset))
+    if checkpoint is not None:
+        stats = load_stats(checkpoint / STATS)
+        tokenizer = open_tokenizer(variant.parts["tokenizer"], variant.spec, checkpoint / ASSETS)
+        weights = None
+    else:
+        stats = stats or own_stats or _new_stats(variant, dataset, note)
+        tokenizer = tokenizer or open_tokenizer(variant.parts["tokenizer"], variant.spec, None)
+    train_index = _frames(dataset, train_episodes)
+    if tokenizer.codec is not None and not is_fitted(tokenizer):
+        tokenizer = _fitted(variant, dataset, stats, tokenizer, train_index, config, note)
+    group = build_group(variant, stats=stats, tokenizer=tokenizer)
+    _probe(variant, dataset, group, collate, tokenizer, int(train_index[0]))
+    val_index = _frames(dataset, val_episodes)
+    return Prepared(variant, dataset, stats, tokenizer, group, collate, weights, train_index, val_index, dataset.digest())
+
+
+def open_start(model: Any) -> tuple[Variant, Mapping[str, np.ndarray] | None, Any, Any]:
+    """(variant, weights, statistics, tokenizer) of what training starts from; the last three may be None."""
+    if isinstance(model, Variant):
+        return model, None, None, None
+    path = Path(model).expanduser()
+    if path.is_dir() and (path / WEIGHTS).is_file():
+        opened = open_model(path)
+        return opened.variant, read_weights(opened.weights), opened.stats, opened.tokenizer
+    if path.is_dir() and (path / VARIANT_FILE).is_file():
+        return read_variant(path / VARIANT_FILE), None, None, None
+    if path.is_file():
+        return read_variant(path), None, None, None
+    fix = "give a variant file or a model directory: vla build ... --out DIR, or --type pi05_ki --preset tiny"
+    raise StoreError("there is no model here", field="model", got=str(model), fix=fix)
+
+
+def open_data(data: Any, variant: Variant) -> Any:
+    """The dataset: an opened one as it is, else what a path or a name stands for."""
+    if hasattr(data, "sample") and hasattr(data, "episodes"):
+        return data
+    from vla.datasets import open_dataset
+
+    return open_dataset(data)
+
+
+def check_fit(variant: Variant, dataset: Any) -> None:
+    """Refuse data that the variant's robot adapter cannot read, as far as the dataset's own description tells.
+
+    Raises:
+        DataError: no frames, another robot, too wide states or actions.
+    """
+    info, spec, robot = dataset.info, variant.spec, variant.parts["robot"]
+    if not len(dataset) or not len(dataset.episodes):
+        raise DataError("the dataset is empty", field="data", got=f"{len(dataset.episodes)} episodes, {len(dataset)} frames")
+    mine, theirs = robot.part.name, getattr(info, "robot", "")
+    if theirs and mine != "plain" and theirs != mine:
+        raise DataError(
+            "the data was recorded on another robot than the variant is for",
+            field="robot",
+            got=f"dataset: {theirs}",
+            expected=mine,
+            fix=f"build the variant with --robot {theirs}, or choose other data",
+        )
+    for key, width in (("state_dim", spec.state_dim), ("action_dim", spec.action_dim)):
+        wide = robot.offers.get(key) or getattr(info, key)
+        if wide > width:
+            raise DataError(
+                f"the data is wider than the model: {key}",
+                field=f"spec.{key}",
+                got=f"data {wide}, model {width}",
+                fix=f"build the variant with --set spec.{key}={wide}",
+            )
+
+
+def is_fitted(tokenizer: Any) -> bool:
+    """Whether the action codec has learned what it needs."""
+    return bool(getattr(tokenizer.codec, "fitted", True))
+
+
+def normalised_chunks(variant: Variant, dataset: Any, stats: Any, index: np.ndarray) -> np.ndarray:
+    """Action chunks [n h d] as the tokenizer will see them: after robot, delta and normalisation, not padded to the spec."""
+    from vla.transforms import build_group
+
+    group = build_group(variant, stats=stats, tokenizer=None)
+    horizon = variant.spec.action_horizon
+    chunks = []
+    for i in index:
+        done = group.inputs(dataset.sample(int(i), horizon, images=False), until="normalize")
+        chunks.append(done["actions"])
+    return np.stack(chunks)
+
+
+def _held_out(config: TrainConfig, dataset: Any) -> int:
+    if config.val_episodes and config.val_episodes >= len(dataset.episodes):
+        raise DataError(
+            "no episode is left to train on",
+            field="train.val_episodes",
+            got=config.val_episodes,
+            expected=f"fewer than the {len(dataset.episodes)} episodes of the dataset",
+        )
+    return config.val_episodes
+
+
+def _frames(dataset: Any, episodes: np.ndarray) -> np.ndarray:
+    runs = [dataset.episodes[int(e)] for e in episodes]
+    return np.concatenate([np.arange(r.start, r.stop) for r in runs]) if runs else np.zeros(0, np.int64)
+
+
+def _new_stats(variant: Variant, dataset: Any, note: Callable[[str], None]) -> Any:
+    from vla.transforms.stats import compute_stats
+
+    note(f"no normalisation statistics given: computed from all {len(dataset)} frames")
+    return compute_stats(dataset, variant, variant.spec.action_horizon)
+
+
+def _fitted(
+    variant: Variant, dataset: Any, stats: Any, tokenizer: Any, index: np.ndarray, config: TrainConfig, note: Callable[[str], None]
+) -> Any:
+    chosen = np.sort(generator(config.seed, "sample").permutation(index)[:FIT_CHUNKS])
+    note(f"the {variant.parts['tokenizer'].part.name} tokenizer is not fitted yet: fitted on {len(chosen)} chunks of the training data")
+    return tokenizer.fit(normalised_chunks(variant, dataset, stats, chosen))
+
+
+def _probe(variant: Variant, dataset: Any, group: Any, collate: Any, tokenizer: Any, index: int) -> None:
+    """Send one real frame all the way: what is missing or misshapen shows here and not in a worker at step 1."""
+    sample = group.inputs(dataset.sample(index, variant.spec.action_horizon))
+    batch = collate([sample])
+    vocab = variant.parts["backbone"].offers.get("vocab_size")
+    check_observation(observation_from(batch), variant.spec, vocab)
+    if "actions" not in batch:
+        raise DataError("the dataset gives no actions", field="actions", fix="choose a dataset of demonstrations")
+    want = (1, variant.spec.action_horizon, variant.spec.action_dim)
+    if tuple(batch["actions"].shape) != want:
+        raise DataError("the action chunk has the wrong shape", field="actions", got=batch["actions"].shape, expected=want)

@@ -1,0 +1,81 @@
+"""Recipes: known configurations as readable TOML, naming parts, shapes and the training plan.
+
+    vla_recipe = 1
+    summary = "pi0.5 with knowledge insulation on DROID"
+    type = "pi05_ki"                 # or tables [backbone], [head], ... as in a variant file
+    robot = "droid"
+    dataset = "..."                  # what data it is for, in words
+    [spec]                           # on top of the model type's
+    action_horizon = 16
+    [set]                            # any other setting of the variant, by path
+    "head.actions.num_steps" = 10
+    [train]                          # vla.training.config.TrainConfig
+    batch_size = 256
+
+A recipe names no path and no weights: those are this machine's (`--data`, or a model directory to start from).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from vla.errors import SettingsError
+from vla.training.config import TrainConfig, config_from
+
+KEYS = ("vla_recipe", "summary", "type", "robot", "dataset", "spec", "set", "train")
+
+
+@frozen
+class Recipe:
+    """A recipe, read and checked; the variant is composed on demand."""
+
+    name: str
+    summary: str
+    type: str
+    robot: str
+    sets: Mapping[str, Any]
+    config: TrainConfig
+
+    def build(self, *, preset: str | None = None, set: Iterable[str] = ()) -> Any:
+        """The variant; `preset` and `set` win over the recipe's shapes."""
+        from vla.compose import build
+        from vla.settings import parse_sets
+
+        sets = {} if preset else dict(self.sets)
+        return build(type=self.type, robot=self.robot, preset=preset, set={**sets, **parse_sets(set)}, name=self.name)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(f.name.removesuffix(".toml") for f in resources.files("vla.recipes").iterdir() if f.name.endswith(".toml"))
+
+
+def read_recipe(name: str | Path) -> Recipe:
+    """A recipe by name, or from a file.
+
+    Raises:
+        SettingsError: no such recipe, or an unknown or wrong entry.
+    """
+    known = recipe_names()
+    if str(name) in known:
+        label, text = str(name), (resources.files("vla.recipes") / f"{name}.toml").read_text(encoding="utf-8")
+    elif Path(name).is_file():
+        label, text = Path(name).stem, Path(name).read_text(encoding="utf-8")
+    else:
+        raise SettingsError("no such recipe", field="--recipe", got=str(name), expected=", ".join(known))
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError("the recipe is not TOML", field=str(name), got=str(error)) from error
+    if table.get("vla_recipe") != 1:
+        raise SettingsError("not a recipe of this version", field=f"{name}: vla_recipe", got=table.get("vla_recipe"), expected=1)
+    if unknown := [key for key in table if key not in KEYS]:
+        raise SettingsError("unknown entry in a recipe", field=f"{name}: {unknown[0]}", expected=", ".join(KEYS))
+    sets = {**{f"spec.{k}": v for k, v in table.get("spec", {}).items()}, **table.get("set", {})}
+    return Recipe(label, table.get("summary", ""), table["type"], table.get("robot", "plain"), sets, config_from(table.get("train", {})))

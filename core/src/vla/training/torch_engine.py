@@ -1,0 +1,262 @@
+"""The PyTorch engine: one optimiser update, and the training state as arrays.
+
+Weights, moments and the average are float32 always; `precision = bfloat16` computes under autocast. A step whose loss
+or gradient is not finite is not applied, without asking the device: the fused AdamW takes the verdict as a tensor (as it
+does from a gradient scaler), the average moves by weight 0. So the loop may read results late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vla.contracts import Actions, Observation
+from vla.errors import SettingsError
+from vla.store import check_names
+from vla.torch_kit.model import VLA, build_model, observation_to, tree_to
+from vla.training.config import TrainConfig
+
+
+class TorchEngine:
+    """Holds the model, its average and AdamW.
+
+    Args:
+        variant: a `vla.compose.Variant`.
+        config: the run.
+        weights: torch name -> array to start from; None: fresh weights from `config.seed`.
+        model: an already built model (tests); None builds the variant's.
+    """
+
+    def __init__(
+        self,
+        variant: Any,
+        config: TrainConfig,
+        weights: Mapping[str, np.ndarray] | None = None,
+        model: nn.Module | None = None,
+    ):
+        self.config, self.device = config, pick_device(config.device)
+        if model is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                model = build_model(variant)
+        self.model: VLA = model.float().to(self.device).train()  # type: ignore[assignment]
+        self.params = dict(self.model.named_parameters())
+        if weights is not None:
+            self._fill(self.params, weights, "the weights to start from")
+        freeze(self.params, config.freeze)
+        self.trained = {name: p for name, p in self.params.items() if p.requires_grad}
+        self.ema = {name: p.detach().clone() for name, p in self.trained.items()} if config.ema_decay else {}
+        self.optimizer = torch.optim.AdamW(
+            list(self.trained.values()),
+            lr=torch.tensor(0.0, device=self.device) if self.device.type == "cuda" else 0.0,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        for p in self.trained.values():
+            self._moments(p, torch.zeros_like(p), torch.zeros_like(p), 0)
+        if config.checkpoint_activations:
+            recompute_layers(self.model)
+        self.loss = torch.compile(self.model.loss) if config.compile else self.model.loss
+
+    # ---- one update --------------------------------------------------------------------------------------------------
+
+    def step(self, micro_batches: Sequence[tuple[Observation, Actions, Any]], lr: float) -> dict[str, Tensor]:
+        """One update from equal micro-batches of host arrays (observation, actions, draws).
+
+        Returns:
+            0-d tensors on the device: `loss`, `loss/NAME`, `grad_norm` (before clipping), `bad` (1: not applied).
+        """
+        share = 1 / len(micro_batches)
+        sums: dict[str, Tensor] = {}
+        for obs, actions, draws in micro_batches:
+            losses = self._losses(obs, actions, draws)
+            total = self.model.total(losses)
+            (total * share).backward()
+            found = {"loss": total.detach(), **{f"loss/{k}": v.detach().mean() for k, v in losses.items()}}
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0) + value.float() * share
+        for p in self.trained.values():
+            if p.grad is None:  # as in JAX: no gradient is a gradient of zero, so that all moments age alike
+                p.grad = torch.zeros_like(p)
+        grads = [p.grad for p in self.trained.values()]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        bad = (~(torch.isfinite(norm) & torch.isfinite(sums["loss"]))).float()
+        self._apply(lr, norm, bad)
+        return {**sums, "grad_norm": norm, "bad": bad}
+
+    def _losses(self, obs: Observation, actions: Actions, draws: Any) -> dict[str, Tensor]:
+        obs = observation_to(obs, self.device)
+        values, mask = (None if a is None else torch.as_tensor(a, device=self.device) for a in (actions.values, actions.mask))
+        with self._autocast():
+            return self.loss(obs, Actions(values, mask), tree_to(draws, self.device))
+
+    def _apply(self, lr: float, norm: Tensor, bad: Tensor) -> None:
+        """Clip, update, average; nothing of it when `bad` is 1."""
+        clip = self.config.clip
+        group = self.optimizer.param_groups[0]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+        # The kernel divides gradients by grad_scale: max(1, norm / clip) is optax's clipping, without another pass.
+        self.optimizer.grad_scale = torch.clamp(norm / clip, min=1.0) if clip else torch.ones_like(norm)
+        self.optimizer.found_inf = bad
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            move = (1 - self.config.ema_decay) * (1 - bad)
+            kept, new = list(self.ema.values()), [p.detach() for p in self.trained.values()]
+            if self.device.type == "cpu":
+                torch._foreach_lerp_(kept, new, float(move))
+            else:
+                torch._foreach_add_(kept, torch._foreach_mul(torch._foreach_sub(new, kept), move))
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    @staticmethod
+    def read(results: Sequence[Mapping[str, Tensor]]) -> list[dict[str, float]]:
+        """Results of `step` as numbers: one wait for the device."""
+        if not results:
+            return []
+        names = list(results[0])
+        table = torch.stack([torch.stack([r[n].float() for n in names]) for r in results]).tolist()
+        return [dict(zip(names, row, strict=True)) for row in table]
+
+    @property
+    def reads_late(self) -> bool:
+        """Whether waiting for a result stalls the device, so that the loop should read seldom."""
+        return self.device.type != "cpu"
+
+    # ---- looking at the model ----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, obs: Observation, actions: Actions, draws: Any) -> dict[str, np.ndarray]:
+        """Losses [B] of the weights that would be saved, and their `total`."""
+        with self._averaged():
+            losses = self._losses(obs, actions, draws)
+            total = self.model.total(losses)
+        return {"loss": total.float().cpu().numpy(), **{f"loss/{k}": v.float().cpu().numpy() for k, v in losses.items()}}
+
+    @torch.no_grad()
+    def sample(self, obs: Observation, noise: np.ndarray | None, grammar: Any) -> dict[str, np.ndarray]:
+        """One chunk per row from the weights that would be saved."""
+        with self._averaged(), self._autocast():
+            start = None if noise is None else torch.as_tensor(noise, device=self.device)
+            out = self.model.sample(observation_to(obs, self.device), start, grammar=grammar)
+        return {k: (v.float() if v.is_floating_point() else v).cpu().numpy() for k, v in out.items()}
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The averaged weights in place of the trained ones, for as long as the block lasts."""
+        self._swap()
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self._swap()
+            self.model.train()
+
+    def _swap(self) -> None:
+        for name, average in self.ema.items():
+            p = self.trained[name]
+            p.data, self.ema[name] = average, p.data
+
+    # ---- state -------------------------------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """What is saved for inference: the average where there is one, else the weights."""
+        return {name: _array(self.ema.get(name, p)) for name, p in self.params.items()}
+
+    def state(self) -> dict[str, dict[str, np.ndarray]]:
+        """Everything that changes, by torch name: params, ema, optimizer. Views where they can be: write them at once."""
+        moments: dict[str, np.ndarray] = {"updates": np.asarray(self.updates_seen(), np.int64)}
+        for name, p in self.trained.items():
+            s = self.optimizer.state[p]
+            moments[f"m/{name}"], moments[f"v/{name}"] = _array(s["exp_avg"]), _array(s["exp_avg_sq"])
+        params = {name: _array(p) for name, p in self.params.items()}
+        ema = {"ema": {name: _array(e) for name, e in self.ema.items()}} if self.ema else {}
+        return {"params": params, **ema, "optimizer": moments}
+
+    def load_state(self, arrays: Mapping[str, Mapping[str, np.ndarray]], source: str = "the checkpoint") -> None:
+        """Take up a state that `state` gave.
+
+        Raises:
+            StoreError: names or shapes are not this model's.
+        """
+        self._fill(self.params, arrays["params"], f"{source}: params")
+        if self.ema:
+            self._fill(self.ema, arrays.get("ema", {}), f"{source}: ema")
+        updates = int(arrays["optimizer"]["updates"])
+        moments = {k: v for k, v in arrays["optimizer"].items() if k != "updates"}
+        expected = {f"{m}/{name}": tuple(p.shape) for name, p in self.trained.items() for m in "mv"}
+        check_names(expected, {k: tuple(v.shape) for k, v in moments.items()}, f"{source}: optimizer")
+        for name, p in self.trained.items():
+            m, v = (torch.tensor(moments[f"{kind}/{name}"], device=self.device) for kind in "mv")
+            self._moments(p, m, v, updates)
+
+    def updates_seen(self) -> int:
+        """Updates applied so far (steps that were skipped do not count)."""
+        return int(next(iter(self.optimizer.state.values()))["step"])
+
+    def _moments(self, p: nn.Parameter, m: Tensor, v: Tensor, updates: int) -> None:
+        step = torch.tensor(float(updates), device=self.device)
+        self.optimizer.state[p] = {"step": step, "exp_avg": m, "exp_avg_sq": v}
+
+    def _fill(self, tensors: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray], source: str) -> None:
+        check_names({k: tuple(t.shape) for k, t in tensors.items()}, {k: tuple(a.shape) for k, a in arrays.items()}, source)
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                tensor.copy_(torch.from_numpy(np.asarray(arrays[name], np.float32)))
+
+
+def pick_device(name: str) -> torch.device:
+    """The device a config asks for."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SettingsError("unknown device", field="train.device", got=name, expected="auto, cpu, cuda, cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("PyTorch finds no CUDA device here", field="train.device", got=name, fix="use --device cpu")
+    return device
+
+
+def freeze(params: Mapping[str, nn.Parameter], prefixes: Sequence[str]) -> None:
+    """Take the parameters whose dotted name starts with one of the prefixes out of training.
+
+    Raises:
+        SettingsError: a prefix that names nothing (the parts are listed), or nothing is left to train.
+    """
+    for prefix in prefixes:
+        hit = [name for name in params if name == prefix or name.startswith(prefix.rstrip(".") + ".")]
+        if not hit:
+            parts = sorted({".".join(name.split(".")[:depth]) for name in params for depth in (1, 2, 3) if name.count(".") >= depth})
+            raise SettingsError("no weights have this name", field="train.freeze", got=prefix, expected=", ".join(parts))
+        for name in hit:
+            params[name].requires_grad_(False)
+    if not any(p.requires_grad for p in params.values()):
+        raise SettingsError("nothing is left to train", field="train.freeze", got=list(prefixes), fix="freeze less")
+
+
+def recompute_layers(model: nn.Module) -> None:
+    """Recompute transformer layers in the backward pass: sets `checkpointing` on every module that has this switch."""
+    switches = [m for m in model.modules() if hasattr(m, "checkpointing")]
+    if not switches:
+        raise SettingsError("no part of this model can recompute its layers", field="train.checkpoint_activations", got=True)
+    for module in switches:
+        module.checkpointing = True
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
