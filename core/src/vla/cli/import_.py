@@ -1,0 +1,62 @@
+"""`vla import`: a model directory from another system's checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from vla.cli import console
+
+
+def import_(
+    system: Literal["openpi"],
+    path: Path,
+    /,
+    out: Path,
+    type: str | None = None,
+    set: list[str] = [],  # noqa: B006 (tyro wants a plain default; never changed)
+    asset_id: str | None = None,
+    name: str | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Make a model directory from a checkpoint of another system. Every tensor is accounted for, or nothing is written.
+
+    Sizes come from the shapes of the weights. What no shape shows comes from the model type or from --set:
+    spec.action_horizon, spec.max_token_len, for pi0_fast also spec.action_dim and spec.state_dim.
+
+    Args:
+        system: who wrote the checkpoint: openpi.
+        path: its folder: a released checkpoint, a run of openpi's training (the last step is taken), or `params` itself.
+        out: the model directory to write.
+        type: model type to make: pi0, pi05, pi0_fast, pi05_ki; default: what the checkpoint is.
+        set: path=value, any setting, e.g. spec.action_horizon=10; may be repeated.
+        asset_id: which of the checkpoint's normalisation statistics, when it has several.
+        name: the name of the variant; default: the model type.
+        overwrite: replace a model directory that is there.
+    """
+    from vla import store
+    from vla.compose import renamed
+    from vla.interop import openpi
+    checkpoint = openpi.open_checkpoint(path)
+    stats_file = openpi.find_stats(path, asset_id)
+    stats = None
+    if stats_file is not None:
+        from vla.transforms.stats import load_stats
+
+        stats = load_stats(stats_file)
+    variant = openpi.variant_of(checkpoint, type, {}, set)
+    if name is not None:
+        variant = renamed(variant, name)
+    variant, weights = openpi.convert(checkpoint, variant)
+    record = {"imported": {"system": system, "type": checkpoint.type, "arrays": len(checkpoint.leaves)}}
+    store.save_model(out, variant, weights, stats, None, record=record, overwrite=overwrite)
+    count = sum(w.size for w in weights.values())
+    console.note(f"{checkpoint.params}: {checkpoint.type}, {len(checkpoint.leaves)} arrays, {count:,} parameters")
+    console.note(f"statistics: {stats_file or 'none beside the weights; the policy will not normalise'}")
+    console.note(f"wrote {out}")
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    """The verb."""
+    return console.call(import_, "import", argv)
