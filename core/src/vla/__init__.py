@@ -22,7 +22,7 @@ _PUBLIC = {
     "Layout": "layout",
     "DataError": "errors", "DecodeError": "errors", "PartError": "errors", "SettingsError": "errors",
     "StoreError": "errors", "VlaError": "errors",
-    "Chosen": "compose", "Variant": "compose", "build": "compose", "compose": "compose", "read_variant": "compose",
+    "Chosen": "compose", "Variant": "compose", "build": "compose", "read_variant": "compose",
     "resolve": "compose", "variant_from_toml": "compose",
     "find": "registry", "listed": "registry",
     "open": "policy", "Policy": "policy",
@@ -43,7 +43,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from vla.compose import Chosen, Variant, build, compose, read_variant, resolve, variant_from_toml
+    from vla.compose import Chosen, Variant, build, read_variant, resolve, variant_from_toml
     from vla.contracts import Actions, DecodeGrammar, Observation, Spec
     from vla.errors import DataError, DecodeError, PartError, SettingsError, StoreError, VlaError
     from vla.layout import Layout

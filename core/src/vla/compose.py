@@ -20,7 +20,7 @@ from vla import registry
 from vla.contracts import NORMS, Spec
 from vla.errors import PartError, SettingsError, StoreError, VlaError
 from vla.model_types import find_type
-from vla.parts import TOP_SLOTS, Expert, Part
+from vla.parts import TOP_SLOTS, Expert, Need, Part
 from vla.settings import fields_of, parse_sets, structure, to_toml, unknown_key
 
 FORMAT = 1  # the `vla = 1` of a variant file
@@ -72,6 +72,11 @@ class Chosen:
                 got=f"{type(error).__name__}: {error}",
                 fix="report this to its authors; `vla doctor` shows the traceback",
             ) from error
+
+    @functools.cached_property
+    def needs(self) -> tuple[Need, ...]:
+        """What this part relies on, under its settings."""
+        return tuple(self._ask("needs", lambda settings, _: self.part.needs_of(settings), {}))
 
     def layout(self) -> Any:
         """The layout of a head, with those of its inner heads joined in as it says."""
@@ -212,7 +217,7 @@ def build(
         name = name or f"{_default_name(full)}-{preset}"
     swapped |= _apply(sets, full, spec, preset)
     name = name or (type if type and not swapped else _default_name(full))
-    return compose(full, spec, name)
+    return _checked(full, make_spec(spec), name, preset, sets)
 
 
 def compose(tree: Mapping[str, Any], spec: Mapping[str, Any] | Spec, name: str) -> Variant:
@@ -221,29 +226,31 @@ def compose(tree: Mapping[str, Any], spec: Mapping[str, Any] | Spec, name: str) 
     Raises:
         PartError, SettingsError: as `build`.
     """
-    from vla.fitting import MisfitError, check, swaps
+    return _checked(expand_tree(tree), spec if isinstance(spec, Spec) else make_spec(spec), name)
 
-    full = expand_tree(tree)
-    shapes = spec if isinstance(spec, Spec) else make_spec(spec)
-    variant = _resolve_all(full, shapes, name)
+
+def _checked(full: Tree, spec: Spec, name: str, preset: str | None = None, sets: Iterable[str] = ()) -> Variant:
+    from vla.fitting import check, misfit_error
+
+    variant = resolve_tree(full, spec, name)
     if found := check(variant):
-        raise MisfitError(found, *swaps(full, shapes))
+        raise misfit_error(found, full, spec, preset, tuple(sets))
     return variant
 
 
-def _resolve_all(full: Tree, spec: Spec, name: str) -> Variant:
+def resolve_tree(full: Tree, spec: Spec, name: str) -> Variant:
     parts = {slot: resolve(kind, full[slot], slot) for slot, (kind, _) in TOP_SLOTS.items()}
     return Variant(name=name, spec=spec, **parts)
 
 
 def resolve(kind: str, tree: Mapping[str, Any] | str, path: str = "") -> Chosen:
     """A part with its settings and inner parts from its table. Also for datasets and environments."""
-    return _resolve(expand(kind, tree, path or kind), kind, path or kind)
+    return resolve_node(expand(kind, tree, path or kind), kind, path or kind)
 
 
-def _resolve(node: Tree, kind: str, path: str) -> Chosen:
-    part, dist = _find(kind, node, path)
-    inner = {slot: _resolve(node[slot], k, f"{path}.{slot}") for slot, (k, _) in part.slots.items()}
+def resolve_node(node: Tree, kind: str, path: str) -> Chosen:
+    part, dist = find_part(kind, node, path)
+    inner = {slot: resolve_node(node[slot], k, f"{path}.{slot}") for slot, (k, _) in part.slots.items()}
     values = {key: v for key, v in node.items() if key not in registry.RESERVED and key not in part.slots}
     return Chosen(part, dist, structure(part.settings, values, path), inner)
 
@@ -262,7 +269,7 @@ def expand(kind: str, tree: Mapping[str, Any] | str | Part, path: str, preset: s
     beats a model type's settings), and later `--set`.
     """
     node = _node(tree, path)
-    part, dist = _find(kind, node, path)
+    part, dist = find_part(kind, node, path)
     node = _upgraded(node, part, path)
     own = node.pop("preset", None)
     out: Tree = {"part": node.pop("part")}
@@ -300,7 +307,7 @@ def _node(tree: Any, path: str) -> Tree:
     return node
 
 
-def _find(kind: str, node: Tree, path: str) -> tuple[Part, str]:
+def find_part(kind: str, node: Tree, path: str) -> tuple[Part, str]:
     name = node["part"]
     if isinstance(name, Part):
         if name.kind != kind:
@@ -342,7 +349,7 @@ def _check_preset(preset: str, tree: Tree) -> None:
 
 
 def _walk_tree(kind: str, node: Tree, path: str) -> Iterator[tuple[str, Part]]:
-    part, _ = _find(kind, node, path)
+    part, _ = find_part(kind, node, path)
     yield path, part
     for slot, (inner, _) in part.slots.items():
         yield from _walk_tree(inner, node[slot], f"{path}.{slot}")
@@ -365,7 +372,7 @@ def _apply(sets: Mapping[str, Any], tree: Tree, spec: Tree, preset: str | None) 
         if top not in TOP_SLOTS or not rest:
             raise unknown_key(path, ["spec", *TOP_SLOTS], [f"spec.{n}" for n in fields_of(Spec)] + _known(tree))
         node, kind = tree[top], TOP_SLOTS[top][0]
-        part, _ = _find(kind, node, top)
+        part, _ = find_part(kind, node, top)
         for depth, key in enumerate(rest):
             here = ".".join([top, *rest[:depth]])
             last = depth == len(rest) - 1
@@ -381,7 +388,7 @@ def _apply(sets: Mapping[str, Any], tree: Tree, spec: Tree, preset: str | None) 
             elif key in part.slots:
                 kind = part.slots[key][0]
                 node = node[key]
-                part, _ = _find(kind, node, f"{here}.{key}")
+                part, _ = find_part(kind, node, f"{here}.{key}")
             elif last and key == "preset":
                 node.update(expand(kind, {"part": node["part"], "preset": value}, here, None) | {s: node[s] for s in part.slots})
             elif last and key in fields_of(part.settings):
@@ -389,7 +396,7 @@ def _apply(sets: Mapping[str, Any], tree: Tree, spec: Tree, preset: str | None) 
             else:
                 known = [f"{here}.{k}" for k in [*fields_of(part.settings), *part.slots, "preset"]]
                 known += [f"{here}.{p}" for p in _known({s: node[s] for s in part.slots}, part)]
-                raise unknown_key(path, known, _known(tree))
+                raise unknown_key(f"{here}.{key}", known, _known(tree))
     return swapped
 
 

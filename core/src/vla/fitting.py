@@ -1,19 +1,25 @@
-"""Do the parts fit? Needs against offers at every depth, and the single changes after which everything fits."""
+"""Do the parts fit? Needs against offers at every depth, and the changes after which everything fits.
+
+Suggestions are not guessed: each was applied to the tree and checked.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 from typing import Any
 
 from attrs import evolve, frozen
 
 from vla import registry
-from vla.compose import Chosen, Tree, Variant, _find, _resolve, _resolve_all, expand
+from vla.compose import Chosen, Tree, Variant, expand, find_part, resolve, resolve_node, resolve_tree
 from vla.contracts import Spec
 from vla.errors import PartError, VlaError
 from vla.layout import BACKBONE
 from vla.parts import TOP_SLOTS, Need, Part
 from vla.settings import choices, fields_of
+
+MOST_SHOWN = 6
 
 
 @frozen
@@ -26,18 +32,26 @@ class Misfit:
     at: str  # path of the part that should offer
     got: Part
     offered: Any
-    fitting: tuple[str, ...] = ()  # installed parts of that kind that offer it as they come
 
     def __str__(self) -> str:
         value = "nothing of that name" if self.offered is None else f"{self.need.facet} = {_show(self.offered)}"
-        lines = [
-            f"  {self.path} = {self.part.name!r} needs a {self.need}: {self.need.why}",
-            f"    {self.at} = {self.got.name!r} offers {value}",
-        ]
-        if self.got.kind in registry.GROUPS:
-            kinds = registry.PLURAL[self.got.kind]
-            lines.append(f"    installed {kinds} that offer it: {', '.join(self.fitting) or 'none'}")
-        return "\n".join(lines)
+        return (
+            f"  {self.path} = {self.part.name!r} needs {self.need}: {self.need.why}\n"
+            f"    {self.at} = {self.got.name!r} offers {value}"
+        )
+
+
+@frozen
+class Change:
+    """One replacement: command-line words, and the `--set` paths of the user that have no meaning after it."""
+
+    path: str
+    value: Any
+    words: str
+    drops: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.words + (f" (and without --set {', '.join(self.drops)})" if self.drops else "")
 
 
 class MisfitError(PartError):
@@ -45,67 +59,63 @@ class MisfitError(PartError):
 
     Attributes:
         misfits: every need that does not hold.
-        swaps: command-line options; each alone makes everything fit (each was tried).
-        settings: the same, for single settings instead of parts.
+        swaps: each alone replaces one part so that everything fits.
+        settings: each alone changes one setting (or the spec) so that everything fits.
+        pairs: two parts to replace together; searched only where no single change fits.
     """
 
-    def __init__(self, misfits: list[Misfit], swaps: tuple[str, ...], settings: tuple[str, ...] = ()):
-        self.misfits, self.swaps, self.settings = tuple(misfits), swaps, settings
-        lines = ["these parts do not fit together", *map(str, misfits)]
-        if swaps:
-            lines.append(f"  one change that fits:  {'   or   '.join(swaps[:MOST_SHOWN])}")
-            if len(swaps) > MOST_SHOWN:
-                lines.append(f"    (and {len(swaps) - MOST_SHOWN} more)")
-        if settings:
-            lines.append(f"  one setting that fits:  {'   or   '.join(settings[:MOST_SHOWN])}")
-        if not swaps and not settings:
-            lines.append("  no single change of an installed part fits; `vla fits` shows what combines")
+    def __init__(
+        self, misfits: list[Misfit], swaps: list[Change], settings: list[Change], pairs: list[tuple[Change, Change]]
+    ):
+        self.misfits, self.swaps, self.settings, self.pairs = tuple(misfits), swaps, settings, pairs
+        lines = ["these parts do not fit together"]
+        for misfit in misfits:
+            lines.append(str(misfit))
+            if misfit.got.kind in registry.GROUPS:
+                needs = [m.need for m in misfits if (m.path, m.at) == (misfit.path, misfit.at)]
+                fitting = ", ".join(_offering(misfit.got.kind, needs)) or "none"
+                lines.append(f"    installed {registry.PLURAL[misfit.got.kind]} that offer it as they come: {fitting}")
+        for title, found in (("change", list(map(str, swaps))), ("setting", list(map(str, settings)))):
+            if found:
+                more = f"   ({len(found) - MOST_SHOWN} more)" if len(found) > MOST_SHOWN else ""
+                lines.append(f"  one {title} that fits:  {'   or   '.join(found[:MOST_SHOWN])}{more}")
+        if pairs:
+            both = [f"{a.words} {b.words}" for a, b in pairs[:MOST_SHOWN]]
+            lines.append(f"  no single change fits; two that do:  {'   or   '.join(both)}")
+        if not swaps and not settings and not pairs:
+            lines.append("  no one or two changes of installed parts fit; `vla fits` shows what combines")
         super().__init__("\n".join(lines))
-
-
-MOST_SHOWN = 6
 
 
 def check(variant: Variant) -> list[Misfit]:
     """Every need of every part at any depth that does not hold, and what the layout and the spec ask for."""
     found = [misfit for path, chosen in variant.walk() for misfit in needs_unmet(path, chosen, variant.parts)]
-    return found + list(_spec_unmet(variant)) + ([] if found else list(_layout_unmet(variant)))
+    found += _spec_unmet(variant.robot, variant.spec)
+    return found or list(_layout_unmet(variant))
 
 
 def needs_unmet(path: str, chosen: Chosen, tops: dict[str, Chosen]) -> Iterator[Misfit]:
-    """The unmet needs of one part. A need names one of the part's own slots, or a top slot."""
-    needs = chosen._ask("needs", lambda settings, _: chosen.part.needs_of(settings), {})
-    for need in needs:
+    """The unmet needs of one part (also of a dataset or an environment, which stand beside a variant).
+
+    A need names one of the part's own slots, or a top slot.
+    """
+    for need in chosen.needs:
         if need.slot in chosen.inner:
             at, other = f"{path}.{need.slot}", chosen.inner[need.slot]
         elif need.slot in tops:
             at, other = need.slot, tops[need.slot]
         else:
-            slots = [*chosen.inner, *TOP_SLOTS]
-            raise PartError(f"{chosen.part.name!r} needs something of a slot that is not there", field=path, got=need.slot, expected=slots)
+            raise PartError(
+                f"{chosen.part.name!r} needs something of a slot that is not there",
+                field=path, got=need.slot, expected=", ".join([*chosen.inner, *tops]),
+            )  # fmt: skip
         if not need.met_by(other.offers):
-            fitting = tuple(_offering(other.part, [n for n in needs if n.slot == need.slot]))
-            yield Misfit(path, chosen.part, need, at, other.part, other.offers.get(need.facet), fitting)
+            yield Misfit(path, chosen.part, need, at, other.part, other.offers.get(need.facet))
 
 
-def _offering(instead_of: Part, needs: list[Need]) -> Iterator[str]:
-    for item in registry.listed(instead_of.kind):
-        try:
-            chosen = _fresh(instead_of.kind, f"{item.dist}/{item.name}")
-            if all(need.met_by(chosen.offers) for need in needs):
-                yield item.name
-        except VlaError:  # broken or incomplete by itself: no candidate
-            continue
-
-
-def _fresh(kind: str, name: str) -> Chosen:
-    return _resolve(expand(kind, name, kind), kind, kind)
-
-
-def _spec_unmet(variant: Variant) -> Iterator[Misfit]:
+def _spec_unmet(robot: Chosen, spec: Spec) -> Iterator[Misfit]:
     """The robot must fit into the shapes of the spec, which pads but never cuts."""
-    robot, spec = variant.robot, variant.spec
-    shapes = Part(kind="spec", name=f"{spec.state_dim}/{spec.action_dim}", summary="")
+    shapes = Part(kind="spec", name=f"{spec.state_dim} x {spec.action_dim}", summary="")
     for facet in ("state_dim", "action_dim"):
         wide = robot.offers.get(facet) or 0
         if wide > getattr(spec, facet):
@@ -119,70 +129,89 @@ def _spec_unmet(variant: Variant) -> Iterator[Misfit]:
 
 def _layout_unmet(variant: Variant) -> Iterator[Misfit]:
     """Every expert that the layout names must be there. Raises what the layout itself finds wrong."""
-    if variant.head.part.layout is None:
+    head = variant.head.part
+    if head.layout is None:
         need = Need("head", "layout", "true", True, "a layout says who sees whom; only heads with one can stand alone")
-        yield Misfit("head", variant.head.part, need, "head", variant.head.part, None)
+        yield Misfit("head", head, need, "head", head, None)
         return
-    experts = {BACKBONE, *variant.experts()}
+    experts = (BACKBONE, *variant.experts())
     for name in variant.layout().experts:
         if name not in experts:
             need = Need("head", "experts", "has", name, "its layout runs tokens through this expert")
-            yield Misfit("head", variant.head.part, need, "head", variant.head.part, tuple(sorted(experts)))
+            yield Misfit("head", head, need, "head", head, experts)
 
 
-def swaps(tree: Tree, spec: Spec) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Single replacements of a part, at any depth, after which everything fits: found by trying each.
+def misfit_error(misfits: list[Misfit], tree: Tree, spec: Spec, preset: str | None, sets: tuple[str, ...]) -> MisfitError:
+    """The error with every suggestion that was found to work.
 
-    Returns the command-line options for parts, and for settings with a closed list of values (or spec sizes).
+    Args:
+        misfits: what `check` found.
+        tree, spec: the expanded tree that does not fit, and its shapes.
+        preset: sizes the user asked for; replacements get them too.
+        sets: paths of the user's `--set`, to say which of them a replacement makes void.
     """
-    parts, settings = [], []
-    places = [place for slot, (kind, _) in TOP_SLOTS.items() for place in _places(kind, tree[slot], slot)]
-    for path, kind, part in places:
+    tried = list(_replacements(tree, preset))
+    good = [change for change, node in tried if _fits(_with(tree, change.path, node), spec)]
+    settings = list(_settings_that_fit(tree, spec)) + list(_spec_that_fits(tree, spec))
+    pairs = []
+    if not good and not settings:
+        for (one, node), (two, other) in combinations(tried, 2):
+            apart = not f"{two.path}.".startswith(f"{one.path}.")
+            if apart and _fits(_with(_with(tree, one.path, node), two.path, other), spec):
+                pairs.append((one, two))
+
+    def marked(change: Change) -> Change:
+        return evolve(change, drops=tuple(path for path in sets if path.startswith(f"{change.path}.")))
+
+    def rank(change: Change) -> tuple[bool, bool]:  # at the place that was found wanting first
+        return bool(change.drops), not any(f"{change.path}.".startswith(f"{m.at}.") for m in misfits)
+
+    return MisfitError(misfits, sorted(map(marked, good), key=rank), sorted(settings, key=rank), pairs)
+
+
+def _replacements(tree: Tree, preset: str | None) -> Iterator[tuple[Change, Tree]]:
+    """Every way to put another installed part somewhere, with its table."""
+    for path, kind, part in _places(tree):
         for item in registry.listed(kind):
             name = f"{item.dist}/{item.name}" if registry.ambiguous(item) else item.name
-            if item.name != part.name and _fits_with_part(tree, path, kind, name, spec):
-                parts.append(registry.option(path, name))
-    for path, _, part in places:
+            if item.name == part.name:
+                continue
+            try:
+                node = expand(kind, name, path, preset)
+            except VlaError:  # broken, or made of parts that are not installed: no candidate
+                continue
+            yield Change(path, name, registry.option(path, name)), node
+
+
+def _places(tree: Tree) -> Iterator[tuple[str, str, Part]]:
+    def below(kind: str, node: Tree, path: str) -> Iterator[tuple[str, str, Part]]:
+        part, _ = find_part(kind, node, path)
+        yield path, kind, part
+        for slot, (inner, _) in part.slots.items():
+            yield from below(inner, node[slot], f"{path}.{slot}")
+
+    for slot, (kind, _) in TOP_SLOTS.items():
+        yield from below(kind, tree[slot], slot)
+
+
+def _settings_that_fit(tree: Tree, spec: Spec) -> Iterator[Change]:
+    """Single settings with a closed list of values."""
+    for path, _, part in _places(tree):
         for key, field in fields_of(part.settings).items():
             for value in (True, False) if field.type is bool else choices(field):
-                if _fits(_with(tree, f"{path}.{key}", value), spec):
+                where = f"{path}.{key}"
+                if _fits(_with(tree, where, value), spec):
                     text = str(value).lower() if isinstance(value, bool) else str(value)
-                    settings.append(f"--set {path}.{key}={text}")
-    settings += _spec_swaps(tree, spec)
-    return tuple(dict.fromkeys(parts)), tuple(dict.fromkeys(settings))
+                    yield Change(where, value, f"--set {where}={text}")
 
 
-def _places(kind: str, node: Tree, path: str) -> Iterator[tuple[str, str, Part]]:
-    part, _ = _find(kind, node, path)
-    yield path, kind, part
-    for slot, (inner, _) in part.slots.items():
-        yield from _places(inner, node[slot], f"{path}.{slot}")
-
-
-def _fits_with_part(tree: Tree, path: str, kind: str, name: str, spec: Spec) -> bool:
-    try:
-        node = expand(kind, name, path)
-    except VlaError:  # broken, or made of parts that are not installed: no candidate
-        return False
-    return _fits(_with(tree, path, node), spec)
-
-
-def _fits(tree: Tree, spec: Spec) -> bool:
-    try:
-        return not check_quietly(_resolve_all(tree, spec, "candidate"))
-    except VlaError:
-        return False
-
-
-def check_quietly(variant: Variant) -> bool:
-    """Whether anything does not fit; like `check`, without searching what would."""
-    for _, chosen in variant.walk():
-        needs = chosen._ask("needs", lambda settings, _, part=chosen.part: part.needs_of(settings), {})
-        for need in needs:
-            other = chosen.inner.get(need.slot) or variant.parts.get(need.slot)
-            if other is None or not need.met_by(other.offers):
-                return True
-    return any(_spec_unmet(variant)) or any(_layout_unmet(variant))
+def _spec_that_fits(tree: Tree, spec: Spec) -> Iterator[Change]:
+    for misfit in _spec_unmet(resolve_node(tree["robot"], "robot", "robot"), spec):
+        facet, wanted = misfit.need.facet, misfit.need.value
+        value = (*spec.cameras, wanted) if facet == "cameras" else wanted
+        if _fits(tree, evolve(spec, **{facet: value})):
+            text = str(value) if facet != "cameras" else "'[" + ", ".join(f'"{v}"' for v in value) + "]'"
+            yield Change(f"spec.{facet}", value, f"--set spec.{facet}={text}")
 
 
 def _with(tree: Tree, path: str, node: Any) -> Tree:
@@ -190,22 +219,21 @@ def _with(tree: Tree, path: str, node: Any) -> Tree:
     return {**tree, head: _with(tree[head], rest, node) if rest else node}
 
 
-def _spec_swaps(tree: Tree, spec: Spec) -> list[str]:
-    robot = _resolve(tree["robot"], "robot", "robot").offers
-    changes: dict[str, Any] = {}
-    for facet in ("state_dim", "action_dim"):
-        if (robot.get(facet) or 0) > getattr(spec, facet):
-            changes[facet] = robot[facet]
-    cameras = tuple(robot.get("cameras") or ())
-    if cameras and not set(cameras) & set(spec.cameras):
-        changes["cameras"] = cameras
-    if not changes or not _fits(tree, evolve(spec, **changes)):
-        return []
-    return [" ".join(f"--set spec.{key}={_option_value(value)}" for key, value in changes.items())]
+def _fits(tree: Tree, spec: Spec) -> bool:
+    try:
+        return not check(resolve_tree(tree, spec, "candidate"))
+    except (VlaError, KeyError, TypeError):  # a pair of changes may ask for a place that the other took away
+        return False
 
 
-def _option_value(value: Any) -> str:
-    return str(value) if isinstance(value, int) else "'[" + ", ".join(f'"{v}"' for v in value) + "]'"
+def _offering(kind: str, needs: list[Need]) -> Iterator[str]:
+    for item in registry.listed(kind):
+        try:
+            chosen = resolve(kind, f"{item.dist}/{item.name}")
+            if all(need.met_by(chosen.offers) for need in needs):
+                yield item.name
+        except VlaError:  # broken or incomplete by itself: no candidate
+            continue
 
 
 def _show(value: Any) -> str:

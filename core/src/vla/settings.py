@@ -65,10 +65,10 @@ def fields_of(cls: type) -> dict[str, attrs.Attribute[Any]]:
 def unknown_key(path: str, known: Iterable[str], others: Iterable[str] = ()) -> SettingsError:
     """The error for a key that does not exist: lists the known keys of its table, suggests the nearest of all."""
     known = list(known)
-    *_, key = path.split(".")
-    everywhere = [*known, *others]
+    key = path.rsplit(".", 1)[-1]
+    everywhere = dict.fromkeys([*known, *others])
     same = [other for other in everywhere if other.rsplit(".", 1)[-1] == key and other != path]
-    close = same[:4] or difflib.get_close_matches(path, everywhere, 1, 0.7)
+    close = difflib.get_close_matches(path, same, 3, 0) or difflib.get_close_matches(path, everywhere, 1, 0.7)
     fix = f"did you mean {' or '.join(close)}?" if close else "take one of the known keys"
     return SettingsError(f"unknown setting {key!r}", field=path, expected=", ".join(known) or "no settings here", fix=fix)
 

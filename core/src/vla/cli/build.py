@@ -1,0 +1,97 @@
+"""`vla build`: names -> a checked variant -> variant.toml."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from vla.cli import console
+
+
+def build(
+    head: str = "",
+    tokenizer: str = "",
+    backbone: str = "",
+    robot: str = "",
+    type: str = "",
+    base: str = "",
+    preset: str = "",
+    set: console.Words = [],  # noqa: B006 (never changed)
+    name: str = "",
+    out: str = "",
+) -> int:
+    """Compose a variant from named parts, check that they fit, and print it as TOML.
+
+    Args:
+        head: how tokens or chunks of actions come out, e.g. ki, flow, ar.
+        tokenizer: prompt format and action codec, e.g. fast, binning, paligemma.
+        backbone: the vision-language model, e.g. paligemma.
+        robot: the adapter between a robot's data and the model, e.g. plain, droid.
+        type: start from a model type: pi0, pi05, pi0_fast, pi05_ki.
+        base: start from a variant file or a model directory instead.
+        preset: sizes for every part that has a preset of this name, and for the spec: tiny, small.
+        set: path=value, any setting or inner part, e.g. head.tokens=ar or spec.action_dim=7; may be repeated.
+        name: the name in the file.
+        out: a folder to write variant.toml into.
+    """
+    from vla import compose, registry
+
+    variant = compose.build(
+        head=head or None, tokenizer=tokenizer or None, backbone=backbone or None, robot=robot or None,
+        type=type or None, base=base or None, preset=preset or None, set=set, name=name or None,
+    )  # fmt: skip
+    if registry.listed(registry.HOOKS):
+        from vla import hooks
+        from vla.errors import PartError
+
+        found = hooks.findings(variant)
+        for finding in found:
+            console.note(str(finding))
+        if bad := [finding for finding in found if finding.level == "error"]:
+            raise PartError(f"a listener refuses this variant: {bad[0].message}", fix=bad[0].fix)
+    text = variant.to_toml()
+    print(text, end="")
+    print(f"\n# runs in: {', '.join(variant.frameworks()) or 'no framework: its parts have none in common'}")
+    if out:
+        console.note(f"wrote {write_variant(Path(out), text)}")
+    return 0
+
+
+def write_variant(folder: Path, text: str) -> Path:
+    """Write `variant.toml` into a folder, whole or not at all.
+
+    Raises:
+        StoreError: the folder cannot be written, or it holds weights, which belong to the variant that is there.
+    """
+    from vla.compose import VARIANT_FILE
+    from vla.errors import StoreError
+
+    target = folder / VARIANT_FILE
+    if (folder / "model.safetensors").exists():
+        fix = "choose another folder, or remove the weights"
+        raise StoreError("this folder holds the weights of another variant", field="--out", got=str(folder), fix=fix)
+    made: list[Path] = [p for p in (folder, *folder.parents) if not p.exists()]
+    part = ""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=folder, prefix=f".{VARIANT_FILE}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o644)
+        os.replace(part, target)
+    except OSError as error:
+        if part:
+            Path(part).unlink(missing_ok=True)
+        for path in made:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        raise StoreError("the variant cannot be written", field="--out", got=str(folder), fix=str(error)) from error
+    return target
+
+
+def main(argv: list[str]) -> int:
+    """The verb."""
+    return console.call(build, "build", argv)
