@@ -486,7 +486,9 @@ def load_object(where: str, what: str = "") -> Any:
         thing = import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or ""
-        fix = f"pip install {missing.partition('.')[0]}" if missing and not module.startswith(missing) else ""
+        if f"{module}.".startswith(f"{missing}."):
+            raise PartError(f"the code{owner} is not where the part says", field=where, got=f"no module {missing!r}") from error
+        fix = f"pip install {missing.partition('.')[0]}"
         raise PartError(f"the code{owner} needs {missing!r}, which is not installed", field=where, fix=fix) from error
     for name in attribute.split(".") if attribute else ():
         if not hasattr(thing, name):

@@ -37,6 +37,7 @@ def import_(
     from vla import store
     from vla.compose import renamed
     from vla.interop import openpi
+
     checkpoint = openpi.open_checkpoint(path)
     stats_file = openpi.find_stats(path, asset_id)
     stats = None

@@ -56,7 +56,9 @@ def main(argv: list[str]) -> int:
         from vla.training.loop import train as run
 
         if not data:
-            raise SettingsError("no data is named", field="--data", fix="--data FOLDER; demonstrations: vla record --help")
+            raise SettingsError(
+                "no data is named", field="--data", fix="--data FOLDER; demonstrations: vla record --help"
+            )
         given = None
         if stats is not None:
             from vla.transforms.stats import load_stats
@@ -81,7 +83,10 @@ def _start(model: str, type: str | None, preset: str | None, set: list[str], rec
     from vla.compose import build
 
     if sum(map(bool, (model, type, recipe))) != 1:
-        got = ", ".join(filter(None, [model, type and f"--type {type}", recipe and f"--recipe {recipe.name}"])) or "none of them"
+        got = (
+            ", ".join(filter(None, [model, type and f"--type {type}", recipe and f"--recipe {recipe.name}"]))
+            or "none of them"
+        )
         fix = "vla train --type pi05_ki --preset tiny --data DATA"
         raise SettingsError("name one thing to train: a variant, --type or --recipe", field="model", got=got, fix=fix)
     if recipe is not None:
@@ -90,7 +95,9 @@ def _start(model: str, type: str | None, preset: str | None, set: list[str], rec
         return build(type=type, preset=preset, set=set)
     if preset is not None or set:
         if (Path(model) / "model.safetensors").exists():
-            raise SettingsError("the shapes of a trained model are fixed", field="--set", got=model, fix="leave out --preset and --set")
+            raise SettingsError(
+                "the shapes of a trained model are fixed", field="--set", got=model, fix="leave out --preset and --set"
+            )
         return build(base=model, preset=preset, set=set)
     return model
 

@@ -1,0 +1,54 @@
+"""`vla record`: demonstrations of an environment's expert, as a dataset."""
+
+from __future__ import annotations
+
+from vla.cli import console
+
+
+def record(
+    env: str = "tabletop",
+    episodes: int = 100,
+    out: str = "",
+    set: console.Words = [],  # noqa: B006 (never changed)
+    preset: str = "",
+    seed: int = 0,
+    noise: float = 0.15,
+    workers: int = 2,
+    video: bool = False,
+) -> int:
+    """Record demonstrations of the expert of an environment.
+
+    Args:
+        env: the environment, e.g. tabletop.
+        episodes: successful episodes to keep.
+        out: a folder for the dataset (LeRobotDataset v3.0); nothing may be there.
+        set: path=value, a setting of the environment, e.g. families='["touch"]'; may be repeated.
+        preset: settings of the environment by name, e.g. tiny.
+        seed: chooses the episodes; none of them occurs in an evaluation with small seeds.
+        noise: sd of the noise on executed actions in half of the episodes; stored actions stay the expert's.
+        workers: processes that act and render.
+        video: store cameras as H.264 video instead of exactly.
+    """
+    from rich.progress import Progress
+
+    from vla.errors import SettingsError
+    from vla.recording import record as run
+    from vla.settings import parse_sets
+
+    if not out:
+        raise SettingsError("no folder is named", field="--out", fix="--out FOLDER")
+    table = {"part": env, **({"preset": preset} if preset else {}), **parse_sets(set)}
+    with Progress(transient=True) as bar:
+        task = bar.add_task("recording", total=episodes)
+        done = run(
+            table, out, episodes, seed=seed, noise=noise, workers=workers, video=video,
+            progress=lambda kept, of: bar.update(task, completed=kept),
+        )  # fmt: skip
+    share = ", ".join(f"{task} {n}" for task, n in sorted(done.tasks.items()))
+    console.note(f"{done.episodes} episodes ({share}), {done.frames} frames, {done.tries} tries: {done.path}")
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    """The verb."""
+    return console.call(record, "record", argv)
