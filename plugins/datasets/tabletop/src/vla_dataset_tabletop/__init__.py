@@ -14,7 +14,7 @@ PART = Part(
         "tiny": {"families": ("touch",), "colors": ("red", "green", "blue"), "n_blocks": 2, "image_size": 64},
     },
     offers=lambda settings, inner: {"robot": "tabletop"},
-    numpy="vla_dataset_tabletop.dataset:TabletopDataset",
+    numpy="vla_dataset_tabletop.dataset:demonstrations",
 )
 
 ROBOT = Part(

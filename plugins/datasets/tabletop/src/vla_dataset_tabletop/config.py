@@ -33,9 +33,7 @@ def _known(allowed: tuple[str, ...]):
     def check(settings: object, attribute: object, value: tuple[str, ...]) -> None:
         unknown = [v for v in value if v not in allowed]
         if unknown or not value:
-            raise SettingsError(
-                "an unknown or empty choice", field=attribute.name, got=value, expected=f"some of {list(allowed)}"
-            )
+            raise SettingsError(f"{attribute.name}: {unknown or 'an empty list'} is not among {list(allowed)}")
 
     return check
 
@@ -43,7 +41,7 @@ def _known(allowed: tuple[str, ...]):
 def _between(low: int, high: int):
     def check(settings: object, attribute: object, value: int) -> None:
         if not low <= value <= high:
-            raise SettingsError("out of range", field=attribute.name, got=value, expected=f"{low} to {high}")
+            raise SettingsError(f"{attribute.name}: {value} is not in {low} to {high}")
 
     return check
 

@@ -20,7 +20,20 @@ import numpy as np
 from attrs import frozen
 
 from vla.errors import DataError
-from vla_dataset_tabletop.config import CAMERAS, COLORS, HZ, MOVE_SCALE, PLATES, SIDES, TURN_SCALE, EnvSettings
+from vla_dataset_tabletop.config import (
+    ACTION_NAMES,
+    ACTION_UNITS,
+    CAMERAS,
+    COLORS,
+    HZ,
+    MOVE_SCALE,
+    PLATES,
+    SIDES,
+    STATE_NAMES,
+    STATE_UNITS,
+    TURN_SCALE,
+    EnvSettings,
+)
 from vla_dataset_tabletop.rendering import Renderer
 from vla_dataset_tabletop.scene import BLOCK, LIMITS, mjcf
 
@@ -53,7 +66,14 @@ class Task:
 class TabletopEnv(gymnasium.Env):
     """See the module. `options` of `reset`: {"family": ...} or {"instruction": ...}, one of `instructions()`."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": HZ}
+    metadata = {
+        "render_modes": ["rgb_array"],
+        "render_fps": HZ,
+        "state_names": STATE_NAMES,
+        "action_names": ACTION_NAMES,
+        "units": {"state": STATE_UNITS, "actions": ACTION_UNITS},
+        "noise_dims": 3,  # a recorder disturbs the translation only
+    }
     render_mode = "rgb_array"
 
     def __init__(self, settings: EnvSettings, seed: int | None = None, images: bool = True):
