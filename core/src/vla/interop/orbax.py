@@ -48,7 +48,7 @@ def is_item(folder: Path) -> bool:
 
 
 def read_item(folder: Path) -> dict[str, Leaf]:
-    """path joined by "/" -> leaf, for all arrays of one orbax item.
+    """Path joined by "/" -> leaf, for all arrays of one orbax item.
 
     Raises:
         StoreError: the folder is not an orbax item, its list of leaves is damaged, or a listed leaf is not there.

@@ -7,8 +7,8 @@ from vla_llm_gemma import params
 from vla_llm_gemma.config import Settings
 
 from vla.contracts import Spec
-from vla.parts import Expert
 from vla.params import Site, cover, other_shapes, shapes
+from vla.parts import Expert
 
 SMALL = {"width": 16, "depth": 3, "mlp_dim": 24, "num_heads": 4, "head_dim": 8, "vocab_size": 32}
 EXPERTS = {

@@ -100,14 +100,14 @@ def rows(site: Site) -> Iterator[Row]:
 
 
 def openpi(site: Site) -> Iterator[Row]:
-    """openpi's tree below `llm/` (big_vision's has the backbone's expert alone)."""
+    """Openpi's tree below `llm/` (big_vision's has the backbone's expert alone)."""
     s = site.settings
     attention = OPENPI_FULL_ATTENTION if s.num_kv_heads == s.num_heads else OPENPI_ATTENTION
     yield from _bound(site, OPENPI_EMBEDDING, (*attention, *OPENPI_EXPERT), OPENPI_SCALES, OPENPI_ADARMS)
 
 
 def hf(site: Site) -> Iterator[Row]:
-    """transformers' GemmaModel, in the style of `vla.interop.paligemma.standard_name`."""
+    """Transformers' GemmaModel, in the style of `vla.interop.paligemma.standard_name`."""
     yield from _bound(site, HF_EMBEDDING, HF_EXPERT, HF_SCALES, HF_ADARMS)
 
 

@@ -30,12 +30,12 @@ def rows(site: Site) -> Iterator[Row]:
 
 
 def openpi(site: Site) -> Iterator[Row]:
-    """openpi's tree; big_vision's with `params/` for `PaliGemma/`."""
+    """Openpi's tree; big_vision's with `params/` for `PaliGemma/`."""
     yield from bind(OPENPI, _sizes(site))
 
 
 def hf(site: Site) -> Iterator[Row]:
-    """transformers' PaliGemmaForConditionalGeneration, in the style of `vla.interop.paligemma.standard_name`."""
+    """Transformers' PaliGemmaForConditionalGeneration, in the style of `vla.interop.paligemma.standard_name`."""
     yield from bind(HF, _sizes(site))
 
 

@@ -107,12 +107,12 @@ def rows(site: Site) -> Iterator[Row]:
 
 
 def openpi(site: Site) -> Iterator[Row]:
-    """openpi's and big_vision's tree, below `img/`."""
+    """Openpi's and big_vision's tree, below `img/`."""
     yield from bind((*OPENPI, *(OPENPI_LEARNED if site.settings.posemb == "learn" else ())), _sizes(site))
 
 
 def hf(site: Site) -> Iterator[Row]:
-    """transformers' SiglipVisionModel."""
+    """Transformers' SiglipVisionModel."""
     yield from bind((*HF, *(HF_LEARNED if site.settings.posemb == "learn" else ())), _sizes(site))
 
 

@@ -31,11 +31,11 @@ def rows(site: Site) -> Iterator[Row]:
 
 
 def openpi(site: Site) -> Iterator[Row]:
-    """openpi's tree: the same names, at its top."""
+    """Openpi's tree: the same names, at its top."""
     yield from rows(site)
 
 
 def hf(site: Site) -> Iterator[Row]:
-    """openpi's PyTorch port and LeRobot: our own names."""
+    """Openpi's PyTorch port and LeRobot: our own names."""
     for row in rows(site):
         yield Row(row.torch, row.torch, row.axes.partition("->")[0], row.sizes)
