@@ -248,3 +248,27 @@ def test_incomplete_and_crafted_shards(hf, tmp_path):
 def test_an_unknown_source_says_what_there_is(init):
     with pytest.raises(SettingsError, match="paligemma:PATH"):
         starting_weights(variant(), init)
+
+
+def test_the_verb_writes_a_model_directory_and_says_what_is_new(tmp_path, capsys):
+    pytest.importorskip("torch")
+    from vla.cli import main
+    from vla.store import read_weights
+
+    weights, _ = big_vision(tmp_path / "pt.npz")
+    v = variant()
+    v_dir, out = tmp_path / "variant", tmp_path / "model"
+    v_dir.mkdir()
+    (v_dir / "variant.toml").write_text(v.to_toml())
+    words = ["build", "--base", str(v_dir / "variant.toml"), "--init", f"paligemma:{tmp_path / 'pt.npz'}"]
+    assert main(words) == 2
+    assert "add --out DIR" in capsys.readouterr().err
+    assert main([*words, "--out", str(out), "--seed", "3"]) == 0
+    assert "new     head.action_in_proj.weight" in capsys.readouterr().err
+    want, _ = starting_weights(v, f"paligemma:{tmp_path / 'pt.npz'}", seed=3)
+    read = read_weights(out / "model.safetensors")
+    assert set(read) == set(want) and all(np.array_equal(read[n], w) for n, w in want.items())
+    assert "head.action_in_proj.weight" in json.loads((out / "record.json").read_text())["init"]["new"]
+    assert main([*words, "--out", str(out)]) == 2  # the folder is taken
+    assert main([*words[:-1], "paligemma:nowhere", "--out", str(tmp_path / "other")]) == 2
+    assert not (tmp_path / "other").exists()

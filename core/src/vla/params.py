@@ -187,7 +187,7 @@ def to_other(rows: Iterable[Row], weights: Mapping[str, Any]) -> dict[str, np.nd
     cover(shapes(rows), weights, "weights do not match the name table")
     out = {}
     for (path, picked, layers, _), group in _arrays(rows).items():
-        if picked and sorted(row.pick for row in group) != list(range(len(group))):
+        if picked and sorted(row.pick or 0 for row in group) != list(range(len(group))):
             raise PartError("a name table leaves holes in an array", field=path, got=[row.other for row in group])
         pieces = []
         for row in sorted(group, key=lambda row: row.pick or 0):
@@ -211,7 +211,7 @@ def to_torch(rows: Iterable[Row], tree: Mapping[str, Any]) -> dict[str, np.ndarr
     for (path, picked, layers, _), group in _arrays(rows).items():
         whole = np.asarray(tree[path])
         for row in group:
-            mine = np.take(whole, row.pick, axis=len(layers)) if picked else whole
+            mine = np.take(whole, row.pick or 0, axis=len(layers)) if picked else whole
             for name, array in zip(row.names(), mine if layers else [mine], strict=True):
                 out[name] = _move(array, row, back=True)
     return {name: out[name] for row in rows for name in row.names()}
@@ -256,11 +256,15 @@ def _params_module(part: Any) -> Any:
         ) from error
 
 
-def _arrays(rows: Iterable[Row]) -> dict[tuple[str, bool, tuple[int, ...], tuple[int, ...]], list[Row]]:
-    """Rows grouped by the array they live in: (path, is it picked from, leading layer axis, shape of one piece)."""
-    groups: dict[tuple[str, bool, tuple[int, ...], tuple[int, ...]], list[Row]] = {}
+# An array of the other layout: its path, whether rows pick elements of it, its leading layer axis, one piece's shape.
+_Array = tuple[str, bool, tuple[int, ...], tuple[int, ...]]
+
+
+def _arrays(rows: Iterable[Row]) -> dict[_Array, list[Row]]:
+    """Rows grouped by the array they live in."""
+    groups: dict[_Array, list[Row]] = {}
     for row in rows:
-        layers = (row.layers,) if row.stacked else ()
+        layers = (row.layers or 0,) if row.stacked else ()
         if row.layers is not None and not row.stacked:
             if row.pick is not None:
                 raise PartError("[i] works on stacked or single arrays only", field=row.other)

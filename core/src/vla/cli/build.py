@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from vla.cli import console
 
@@ -20,6 +21,9 @@ def build(
     set: console.Words = [],  # noqa: B006 (never changed)
     name: str = "",
     out: str = "",
+    init: str = "",
+    seed: int = 0,
+    overwrite: bool = False,
 ) -> int:
     """Compose a variant from named parts, check that they fit, and print it as TOML.
 
@@ -33,7 +37,10 @@ def build(
         preset: sizes for every part that has a preset of this name, and for the spec: tiny, small.
         set: path=value, any setting or inner part, e.g. head.tokens=ar or spec.action_dim=7; may be repeated.
         name: the name in the file.
-        out: a folder to write variant.toml into.
+        out: a folder to write variant.toml into; with --init a model directory.
+        init: also make weights: paligemma:PATH fills the backbone, the rest is new.
+        seed: of the new weights.
+        overwrite: with --init, replace a model directory that is there.
     """
     from vla import compose, registry
 
@@ -53,9 +60,31 @@ def build(
     text = variant.to_toml()
     print(text, end="")
     print(f"\n# runs in: {', '.join(variant.frameworks()) or 'no framework: its parts have none in common'}")
-    if out:
+    if init:
+        write_started(out, variant, init, seed, overwrite)
+    elif out:
         console.note(f"wrote {write_variant(Path(out), text)}")
     return 0
+
+
+def write_started(out: str, variant: Any, init: str, seed: int, overwrite: bool) -> None:
+    """Write a model directory with starting weights, and say which weights are new.
+
+    Raises:
+        SettingsError: no folder is given, or `init` names no known source.
+        StoreError: the source does not fit, or the folder cannot be written.
+    """
+    from vla.errors import SettingsError
+    from vla.interop.start import starting_weights
+    from vla.store import atomic_folder, write_model
+
+    if not out:
+        raise SettingsError("--init makes weights, which need a folder", field="--out", got="", fix="add --out DIR")
+    with atomic_folder(out, overwrite=overwrite) as temp:  # first, so that a folder in the way costs no reading
+        weights, start = starting_weights(variant, init, seed)
+        record = {"init": {"source": init, "seed": seed, "new": start.new}}
+        write_model(temp, variant, weights, None, None, record=record)
+    console.note(f"{start}\nwrote {out}")
 
 
 def write_variant(folder: Path, text: str) -> Path:

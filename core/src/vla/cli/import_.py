@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
-
 from vla.cli import console
 
 
 def import_(
-    system: Literal["openpi"],
-    path: Path,
+    system: str,
+    path: str,
     /,
-    out: Path,
-    type: str | None = None,
-    set: list[str] = [],  # noqa: B006 (tyro wants a plain default; never changed)
-    asset_id: str | None = None,
-    name: str | None = None,
+    out: str,
+    type: str = "",
+    set: console.Words = [],  # noqa: B006 (never changed)
+    asset_id: str = "",
+    name: str = "",
     overwrite: bool = False,
 ) -> int:
     """Make a model directory from a checkpoint of another system. Every tensor is accounted for, or nothing is written.
@@ -26,7 +23,7 @@ def import_(
 
     Args:
         system: who wrote the checkpoint: openpi.
-        path: its folder: a released checkpoint, a run of openpi's training (the last step is taken), or `params` itself.
+        path: its folder: a released checkpoint, a run of openpi's training (its last step is taken), or `params`.
         out: the model directory to write.
         type: model type to make: pi0, pi05, pi0_fast, pi05_ki; default: what the checkpoint is.
         set: path=value, any setting, e.g. spec.action_horizon=10; may be repeated.
@@ -36,24 +33,28 @@ def import_(
     """
     from vla import store
     from vla.compose import renamed
+    from vla.errors import SettingsError
     from vla.interop import openpi
 
+    if system != "openpi":
+        raise SettingsError("vla cannot read checkpoints of this system", field="system", got=system, expected="openpi")
     checkpoint = openpi.open_checkpoint(path)
-    stats_file = openpi.find_stats(path, asset_id)
+    stats_file = openpi.find_stats(path, asset_id or None)
     stats = None
     if stats_file is not None:
         from vla.transforms.stats import load_stats
 
         stats = load_stats(stats_file)
-    variant = openpi.variant_of(checkpoint, type, {}, set)
-    if name is not None:
+    variant = openpi.variant_of(checkpoint, type or None, {}, set)
+    if name:
         variant = renamed(variant, name)
-    variant, weights = openpi.convert(checkpoint, variant)
-    record = {"imported": {"system": system, "type": checkpoint.type, "arrays": len(checkpoint.leaves)}}
-    store.save_model(out, variant, weights, stats, None, record=record, overwrite=overwrite)
+    with store.atomic_folder(out, overwrite=overwrite) as temp:  # first, so that a folder in the way costs no reading
+        weights = openpi.convert(checkpoint, variant)
+        record = {"imported": {"system": system, "type": checkpoint.type, "arrays": len(checkpoint.leaves)}}
+        store.write_model(temp, variant, weights, stats, None, record=record)
     count = sum(w.size for w in weights.values())
     console.note(f"{checkpoint.params}: {checkpoint.type}, {len(checkpoint.leaves)} arrays, {count:,} parameters")
-    console.note(f"statistics: {stats_file or 'none beside the weights; the policy will not normalise'}")
+    console.note(f"statistics: {stats_file or 'none beside the weights, so the policy will not normalise'}")
     console.note(f"wrote {out}")
     return 0
 

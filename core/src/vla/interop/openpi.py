@@ -66,7 +66,8 @@ def import_openpi(
             (all are listed).
     """
     checkpoint = open_checkpoint(path)
-    return convert(checkpoint, variant_of(checkpoint, type, spec or {}, set))
+    variant = variant_of(checkpoint, type, spec or {}, set)
+    return variant, convert(checkpoint, variant)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -154,13 +155,13 @@ def sizes(checkpoint: Checkpoint, head: str | None) -> dict[str, Any]:
     return out
 
 
-def convert(checkpoint: Checkpoint, variant: Any) -> tuple[Any, dict[str, np.ndarray]]:
+def convert(checkpoint: Checkpoint, variant: Any) -> dict[str, np.ndarray]:
     """Read every array under our names. All names and shapes are checked before the first is read."""
     rows = table(variant, "openpi")
     fix = f"the tree looks like {checkpoint.type}; check --type and --set, or the checkpoint is incomplete"
     cover(other_shapes(rows), checkpoint.leaves, f"{checkpoint.params} does not fit {variant.name}", fix)
     cover(shapes(table(variant)), shapes(rows), "openpi has no weights for some parts of this variant", fix)
-    return variant, to_torch(rows, checkpoint.leaves)
+    return to_torch(rows, checkpoint.leaves)
 
 
 def find_stats(path: str | Path, asset_id: str | None = None) -> Path | None:

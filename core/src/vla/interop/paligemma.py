@@ -67,6 +67,7 @@ def read_paligemma(path: str | Path, variant: Any) -> Start:
         StoreError: the source is damaged or is not PaliGemma, or a tensor is missing, unknown or of a wrong shape.
     """
     path = Path(path).expanduser()
+    tree: dict[str, Any]
     if path.is_dir():
         layout, (tree, unused) = "hf", _read_folder(path, variant)
     elif path.suffix == ".npz" and path.is_file():
@@ -82,7 +83,7 @@ def read_paligemma(path: str | Path, variant: Any) -> Start:
     _check_parts(variant, rows)
     if layout == "hf":
         tree, cut = _without_extra_tokens(tree, other_shapes(rows))
-        unused = (*unused, *cut)
+        unused += cut
     fix = (
         "the backbone must have the checkpoint's sizes: --set backbone.vision.*, backbone.llm.*, spec.image_size "
         "(224 for pt_224); only PaliGemma 1 (Gemma 1) fits"
