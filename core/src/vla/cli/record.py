@@ -15,6 +15,7 @@ def record(
     noise: float = 0.15,
     workers: int = 2,
     video: bool = False,
+    overwrite: bool = False,
 ) -> int:
     """Record demonstrations of the expert of an environment.
 
@@ -28,6 +29,7 @@ def record(
         noise: sd of the noise on executed actions in half of the episodes; stored actions stay the expert's.
         workers: processes that act and render.
         video: store cameras as H.264 video instead of exactly.
+        overwrite: replace the dataset that is there, when the new one is complete.
     """
     from rich.progress import Progress
 
@@ -41,7 +43,7 @@ def record(
     with Progress(transient=True) as bar:
         task = bar.add_task("recording", total=episodes)
         done = run(
-            table, out, episodes, seed=seed, noise=noise, workers=workers, video=video,
+            table, out, episodes, seed=seed, noise=noise, workers=workers, video=video, overwrite=overwrite,
             progress=lambda kept, of: bar.update(task, completed=kept),
         )  # fmt: skip
     share = ", ".join(f"{task} {n}" for task, n in sorted(done.tasks.items()))
