@@ -63,6 +63,7 @@ class ActionCodec(Protocol):
     """
 
     vocab_size: int  # action ids are 0 .. vocab_size - 1
+    fitted: bool  # whether encode and decode work
 
     def fit(self, chunks: np.ndarray) -> ActionCodec:
         """Learn from chunks [n h d]; gives a fitted codec, deterministic."""
@@ -168,10 +169,9 @@ class IdMap:
 
     def to_codec(self, tokens: np.ndarray) -> np.ndarray:
         """Action ids of text ids; -1 where a token is no action token."""
-        table = np.full(self.vocab_size, -1, np.int32)
-        table[self.text_ids] = np.arange(len(self.text_ids), dtype=np.int32)
-        inside = (tokens >= 0) & (tokens < self.vocab_size)
-        return np.where(inside, table[np.where(inside, tokens, 0)], -1)
+        order = np.argsort(self.text_ids)
+        at = np.minimum(np.searchsorted(self.text_ids[order], tokens), len(order) - 1)
+        return np.where(self.text_ids[order[at]] == tokens, order[at], -1)
 
     def save(self, folder: Path) -> None:
         """Write `id_map.json`."""
@@ -232,6 +232,11 @@ class Tokenizer:
                 got=f"text ids {clash}",
                 fix="lower the number of action ids, change tokenizer.skip, or take a larger text vocabulary",
             )
+
+    @property
+    def fitted(self) -> bool:
+        """Whether nothing is left to learn: True for a text-only tokenizer."""
+        return self.codec is None or self.codec.fitted
 
     def fit(self, chunks: np.ndarray) -> Tokenizer:
         """Fit the codec on normalised chunks [n h d]; a text-only tokenizer has nothing to learn. Returns itself."""

@@ -15,10 +15,13 @@ from __future__ import annotations
 import numpy as np
 
 _NEVER = np.iinfo(np.int32).max
+TEXT_BUDGET = 2**18  # symbols that the texts of all learned tokens have together: bounds the automaton's memory
 
 
 def learn(sequences: np.ndarray, base: int, tokens: int) -> np.ndarray:
     """The merges [m 2] that byte-pair learning finds, most frequent pair first; ties go to the smaller pair.
+
+    A text is spelled by one token only, and texts are kept short enough for `TEXT_BUDGET`.
 
     Args:
         sequences: [n l] symbols. Pairs never span two sequences.
@@ -34,16 +37,19 @@ def learn(sequences: np.ndarray, base: int, tokens: int) -> np.ndarray:
     texts = {(i,) for i in range(base)}
     spelled: list[tuple[int, ...]] = [(i,) for i in range(base)]
     merges: list[tuple[int, int]] = []
+    spent = 0
     for new in range(base, tokens):
+        longest = max(2, (TEXT_BUDGET - spent) // (tokens - new))
         while True:
             a, b = divmod(int(counts.argmax()), tokens)
             if counts[a, b] < 2:
                 return np.asarray(merges, np.int32).reshape(-1, 2)
             text = spelled[a] + spelled[b]
-            if text not in texts:
+            if text not in texts and len(text) <= longest:
                 break
-            counts[a, b] = -_NEVER  # another pair spells this text already: one text, one token
+            counts[a, b] = -_NEVER  # never looked at again
         texts.add(text)
+        spent += len(text)
         spelled.append(text)
         merges.append((a, b))
         at = _leftmost(np.flatnonzero((s[:-1] == a) & (s[1:] == b)), a == b)

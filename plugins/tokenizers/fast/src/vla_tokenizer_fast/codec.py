@@ -3,7 +3,7 @@
 Error bound. Rounding moves each scaled coefficient by at most 1/2 and the DCT is orthonormal, so with nothing clipped the
 root mean square error of each dim over the chunk is at most 1 / (2 scale), and the error of a single value at most
 sqrt(h) / (2 scale). Coefficients beyond the fitted range are moved to its end ("clip"), counted by `out_of_range`; the own
-fit's range holds every chunk whose values lie in [-1, 1], and all chunks it was fitted on.
+fit's range holds every chunk whose values lie in [-1, 1], and the chunks it was fitted on unless it warned.
 
 Axes: n chunks, h steps, d dims.
 """
@@ -24,7 +24,7 @@ from vla_tokenizer_fast.config import Fast
 from vla_tokenizer_fast.public import PublicFiles
 
 BATCH = 2048  # chunks per pass: bounds memory
-MAX_FIT_CHUNKS = 8192  # more are thinned out evenly
+FIT_SYMBOLS = 2**21  # the fit looks at no more coefficients; chunks are thinned out evenly
 _log = logging.getLogger("vla.fast")
 
 
@@ -106,17 +106,16 @@ class FastCodec:
         if not len(chunks):
             raise DataError("no chunks to fit on", field="actions", got=chunks.shape, fix="give at least one chunk")
         h, d = chunks.shape[1:]
-        rows = _thin(self._coefficients(chunks), MAX_FIT_CHUNKS)
+        rows = self._coefficients(_thin(chunks, max(1, FIT_SYMBOLS // (h * d))))
         # Any chunk within [-1, 1] has coefficients up to scale * sqrt(h).
         reach = int(np.ceil(self.scale * np.sqrt(h)))
-        room = self.vocab_size // 2 * 2 // 4 * 2  # at most half of the ids are single coefficients
         if 2 * reach + 1 > self.vocab_size:
             raise SettingsError(
                 f"{self.vocab_size} ids are too few: single coefficients of chunks of {h} steps already take {2 * reach + 1}",
                 field="tokenizer.codes", got=self.vocab_size, expected=f">= {2 * reach + 1}, better twice that",
                 fix="raise tokenizer.codes or lower tokenizer.scale",
             )  # fmt: skip
-        most = max(reach, room // 2)
+        most = max(reach, self.vocab_size // 4)  # otherwise at most half of the ids are single coefficients
         low, high = max(min(-reach, int(rows.min())), -most), min(max(reach, int(rows.max())), most)
         if most < max(-rows.min(), rows.max()):
             share = np.mean((rows < low) | (rows > high))
@@ -251,6 +250,6 @@ class FastCodec:
             )  # fmt: skip
 
 
-def _thin(rows: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` rows, evenly spread."""
-    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
+def _thin(chunks: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` chunks, evenly spread."""
+    return chunks if len(chunks) <= most else chunks[np.linspace(0, len(chunks) - 1, most).astype(np.int64)]
