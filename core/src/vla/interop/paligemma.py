@@ -22,7 +22,8 @@ from vla.params import Row, cover, other_shapes, shapes, table, to_torch
 
 # Tensors a Hugging Face file may have beyond PaliGemma's own weights, and why they are left out.
 UNUSED = {
-    r"lm_head\.weight": "tied to the embedding",
+    r"lm_head\.weight": "the output table; here that is the embedding (tied)",
+    r"gemma_expert\.lm_head\.weight": "the action expert has no vocabulary; openpi's port and LeRobot never use it",
     r"vision_tower\.head\..*": "SigLIP's pooling head, which PaliGemma does not use",
     r"vision_tower\.embeddings\.position_ids": "a constant",
     r"language_model\..*\.rotary_emb\.inv_freq": "a constant",
@@ -69,7 +70,8 @@ def read_paligemma(path: str | Path, variant: Any) -> Start:
     path = Path(path).expanduser()
     tree: dict[str, Any]
     if path.is_dir():
-        layout, (tree, unused) = "hf", _read_folder(path, variant)
+        _check_config(_config(path), path, variant)
+        layout, (tree, unused) = "hf", standard_tree(read_shards(path), str(path))
     elif path.suffix == ".npz" and path.is_file():
         layout, (tree, unused) = "openpi", _read_npz(path)
     else:
@@ -106,7 +108,7 @@ def standard_name(name: str) -> str:
     """The name of a tensor in one style, whatever version of transformers, openpi or LeRobot wrote it."""
     name = re.sub(r"^(model\.)?paligemma_with_expert\.(paligemma\.)?", "", name)
     name = re.sub(r"^(gemma_expert\.)model\.", r"\1", name)
-    name = re.sub(r"^model\.(?=(language_model|vision_tower|multi_modal_projector)\.)", "", name)
+    name = re.sub(r"^model\.", "", name)
     name = re.sub(r"^language_model\.(model\.|(?=lm_head\.))", lambda m: "language_model." if m[1] else "", name)
     return re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", name)
 
@@ -152,23 +154,26 @@ def read_shards(folder: Path) -> dict[str, np.ndarray]:
     return out
 
 
-def _read_folder(folder: Path, variant: Any) -> tuple[dict[str, np.ndarray], list[str]]:
-    config = _config(folder)
-    _check_config(config, folder, variant)
-    tree: dict[str, np.ndarray] = {}
-    unused = []
-    for name, array in read_shards(folder).items():
+def standard_tree(tensors: Mapping[str, Any], source: str) -> tuple[dict[str, Any], list[str]]:
+    """Tensors under `standard_name`, and a note for each that has no use.
+
+    Raises:
+        StoreError: two tensors have one standard name.
+    """
+    tree: dict[str, Any] = {}
+    for name, array in tensors.items():
         key = standard_name(name)
         if key in tree:
-            raise StoreError("two tensors of the checkpoint have one meaning", field=str(folder), got=name)
+            raise StoreError("two tensors of the checkpoint have one meaning", field=source, got=name)
         tree[key] = array
     embed = "language_model.embed_tokens.weight"
     if embed not in tree and "lm_head.weight" in tree:  # saving tied weights keeps only one of the two names
         tree[embed] = tree.pop("lm_head.weight")
+    unused = []
     for key in list(tree):
         for pattern, why in UNUSED.items():
             if re.fullmatch(pattern, key):
-                unused.append(f"{key} {tree.pop(key).shape}: {why}")
+                unused.append(f"{key} {tuple(tree.pop(key).shape)}: {why}")
     return tree, unused
 
 
