@@ -35,8 +35,8 @@ def rope(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Masked attention [B T N H], [B S K H] x 2, [B T S] -> [B T (N H)]; logits and softmax in float32.
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention [B T N H], [B S K H] x 2 -> [B T (N H)] under a mask [B T S] or none; logits and softmax in float32.
 
     A query that may see nothing (padding) sees all keys evenly; nobody reads its result.
     """
@@ -44,15 +44,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     s, kv = k.shape[1:3]
     if not torch.is_grad_enabled():
         # Fused kernels are 3-4 times faster forward; their backward on CPU in bfloat16 is 3 times slower than below.
-        mask = mask | ~mask.any(-1, keepdim=True)
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask[:, None], enable_gqa=n != kv
-        )
+        if mask is not None:
+            mask = (mask | ~mask.any(-1, keepdim=True))[:, None]
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=n != kv)
         return out.transpose(1, 2).flatten(2)
     # All G query heads of a kv head become rows of one matrix product: no copy of k and v per head.
     q = (q * h**-0.5).view(b, t, kv, n // kv, h).transpose(1, 2).reshape(b, kv, t * (n // kv), h)
     logits = (q @ k.permute(0, 2, 3, 1)).float().view(b, kv, t, n // kv, s)
-    logits = logits.masked_fill(~mask[:, None, :, None, :], torch.finfo(torch.float32).min)
+    if mask is not None:
+        logits = logits.masked_fill(~mask[:, None, :, None, :], torch.finfo(torch.float32).min)
     weights = logits.softmax(-1).to(v.dtype).view(b, kv, -1, s)
     out = (weights @ v.transpose(1, 2)).view(b, kv, t, n // kv, h)
     return out.transpose(1, 2).reshape(b, t, n * h)

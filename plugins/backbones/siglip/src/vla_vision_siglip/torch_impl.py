@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vla_vision_siglip.config import Settings
 
+from vla.torch_kit.ops import attend
+
 
 class Attention(nn.Module):
     """Multi-head attention with biases."""
@@ -28,10 +30,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, source: Tensor) -> Tensor:
         """Queries of x [B T D], keys and values of source [B S D] -> [B T D]."""
-        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B N T H]
-        k = self.k(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        v = self.v(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        q, k, v = (
+            y.unflatten(-1, (self.heads, -1)) for y in (self.q(x), self.k(source), self.v(source))  # [B T N H]
+        )
+        return self.o(attend(q, k, v, None))
 
 
 class Mlp(nn.Module):

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vla_vision_vit.config import Settings
 
+from vla.torch_kit.ops import attend
+
 
 class Block(nn.Module):
     """Pre-norm block: LayerNorm eps 1e-6, fused query-key-value projection, exact GELU."""
@@ -27,8 +29,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B P D] -> [B P D]."""
         qkv = self.qkv(self.norm_attn(x)).unflatten(-1, (3, self.heads, -1))  # [B P 3 N H]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        x = x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        q, k, v = qkv.unbind(2)
+        x = x + self.o(attend(q, k, v, None))
         return x + self.fc2(F.gelu(self.fc1(self.norm_mlp(x))))
 
 
