@@ -1,11 +1,12 @@
 """A very small world for training tests: a dataset in memory, a model of a few thousand weights, no files.
 
-Also a script: `python training_world.py OUT STEPS [--resume]` trains in it (the kill test starts it as a process).
+Also a script: `python training_world.py OUT STEPS torch|jax [--resume]` trains in it (the kill test starts it as a process).
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,8 @@ import numpy as np
 
 from vla.compose import build
 from vla.training.config import TrainConfig
-from vla.training.prepare import Prepared, _frames
 from vla.training.order import split_episodes
+from vla.training.prepare import Prepared, _frames
 
 SHAPES = {
     "spec.image_size": [16, 16], "spec.cameras": ["base_0_rgb"], "spec.action_horizon": 3, "spec.action_dim": 4, "spec.state_dim": 4,
@@ -28,7 +29,9 @@ SHAPES = {
 class World:
     """Five episodes of nine frames; the action is a function of the state."""
 
-    info = SimpleNamespace(robot="", state_dim=4, action_dim=4, action_names=("x", "y", "z", "g"), cameras={"base_0_rgb": (16, 16)})
+    info = SimpleNamespace(
+        robot="", state_dim=4, action_dim=4, action_names=("x", "y", "z", "g"), cameras={"base_0_rgb": (16, 16)}
+    )
 
     def __init__(self, seed: int = 0, bad: dict[int, str] | None = None):
         rng = np.random.default_rng(seed)
@@ -46,7 +49,12 @@ class World:
         actions = np.tile(np.tanh(self.state[index]), (horizon, 1))
         if index in self.bad:
             actions[0, 1] = np.nan
-        return {"images": {"base_0_rgb": self.images[index]}, "state": self.state[index], "actions": actions, "prompt": "go"}
+        return {
+            "images": {"base_0_rgb": self.images[index]},
+            "state": self.state[index],
+            "actions": actions,
+            "prompt": "go",
+        }
 
     def digest(self) -> str:
         return "world"
@@ -107,17 +115,33 @@ def prepared(config: TrainConfig, world: World | None = None, variant: Any = Non
 
 def config(steps: int, **values: Any) -> TrainConfig:
     """Small and quick."""
-    base = {"steps": steps, "batch_size": 4, "lr": 1e-3, "lr_warmup": 2, "save_every": 5, "log_every": 1, "progress": False}
+    base = {
+        "steps": steps,
+        "batch_size": 4,
+        "lr": 1e-3,
+        "lr_warmup": 2,
+        "save_every": 5,
+        "log_every": 1,
+        "progress": False,
+    }
     return TrainConfig(**{**base, **values})
 
 
 def main(argv: list[str]) -> None:
+    """Saves often and trains slowly, so that a kill is likely to fall into either; says so when it begins."""
     from vla.training import loop
 
-    framework = argv[3] if len(argv) > 3 and argv[3] in ("torch", "jax") else "torch"
-    made = config(int(argv[2]), framework=framework)
+    out, steps, framework = Path(argv[1]), int(argv[2]), argv[3]
+    made = config(steps, framework=framework, save_every=2)
     loop.prepare = lambda *a: prepared(made)  # type: ignore[assignment]
-    loop.train("world", "world", out=Path(argv[1]), config=made, resume="--resume" in argv)
+
+    def listen(event: str, record: Any) -> None:
+        if event == "start":
+            print("training", flush=True)
+        if event == "step":
+            time.sleep(0.02)
+
+    loop.train("world", "world", out=out, config=made, resume="--resume" in argv, listeners=[listen])
 
 
 if __name__ == "__main__":

@@ -54,12 +54,14 @@ def draws(seed: int, step: int, rows: int) -> list[Draw]:
 
 
 def augment(images: Mapping[str, np.ndarray], draw: Draw) -> dict[str, np.ndarray]:
-    """The images of one sample, uint8 [h w 3] each, changed as `draw` says. Cameras named `wrist` keep their geometry."""
+    """The images of one sample, uint8 [h w 3] each, as `draw` says. Cameras named `wrist` keep their geometry."""
     out = {}
     for name, pixels in images.items():
         image = Image.fromarray(pixels)
         if "wrist" not in name:
-            image = image.transform(image.size, Image.Transform.AFFINE, _affine(*image.size, draw), Image.Resampling.BILINEAR)
+            image = image.transform(
+                image.size, Image.Transform.AFFINE, _affine(*image.size, draw), Image.Resampling.BILINEAR
+            )
         out[name] = np.asarray(_colours(image, draw))
     return out
 

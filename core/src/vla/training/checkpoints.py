@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,7 +102,11 @@ def load_checkpoint(out: Path, step: int | None = None) -> Checkpoint:
         verify_folder(folder)
     except StoreError as error:
         older = [s for s in steps if s < step]
-        way = f"resume from an older one: --resume-step {older[-1]}" if older else "no older checkpoint is left; train again"
+        way = (
+            f"resume from an older one: --resume-step {older[-1]}"
+            if older
+            else "no older checkpoint is left; train again"
+        )
         raise StoreError(f"checkpoint {folder.name} is damaged: {error.what}", field=error.field, fix=way) from error
     state = json.loads((folder / STATE).read_text())
     arrays = {part: read_weights(folder / file) for part, file in FILES.items() if (folder / file).is_file()}
@@ -117,12 +121,17 @@ def prune(out: Path, keep_last: int, keep_every: int) -> list[int]:
     """
     steps = checkpoint_steps(out)
     gone = [s for s in steps[:-keep_last] if not (keep_every and s % keep_every == 0)]
-    for step in gone:
+    remove(out, gone)
+    return gone
+
+
+def remove(out: Path, steps: Iterable[int]) -> None:
+    """Remove the checkpoints of these steps."""
+    for step in steps:
         folder = checkpoint_folder(out, step)
         dying = folder.with_name(f".old-{folder.name}")
         os.rename(folder, dying)
         shutil.rmtree(dying, ignore_errors=True)
-    return gone
 
 
 def sweep(out: Path) -> None:
@@ -144,7 +153,9 @@ def run_lock(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         file = (out / ".lock").open("a+")
     except OSError as error:
-        raise StoreError("the run folder cannot be written", field=str(out), got=error.strerror, fix="choose another --out") from error
+        raise StoreError(
+            "the run folder cannot be written", field=str(out), got=error.strerror, fix="choose another --out"
+        ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

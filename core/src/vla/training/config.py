@@ -16,9 +16,9 @@ from vla.settings import structure
 
 SCHEDULES = ("cosine", "rsqrt", "constant")
 # Fields that do not change what is learned: a run may be resumed with other values.
-FREE = frozenset(
-    """steps device log_every save_every keep_last keep_every val_every val_batches workers prefetch
-    cache_gb progress listeners compile max_bad_steps distributed""".split()
+FREE = (
+    *("steps", "device", "compile", "distributed", "workers", "prefetch", "cache_gb", "max_bad_steps"),
+    *("log_every", "save_every", "keep_last", "keep_every", "val_every", "val_batches", "progress", "listeners"),
 )
 # Unset fields whose value follows from `steps`; a resumed run keeps the plan it began with.
 PLANNED = ("lr_warmup", "lr_decay_steps", "lr_final")
@@ -107,18 +107,33 @@ class TrainConfig:
     distributed: Literal["none", "ddp", "fsdp"] = "none"
 
     def __attrs_post_init__(self) -> None:
-        positive = ("steps", "batch_size", "accumulate", "prefetch", "log_every", "save_every", "keep_last", "max_bad_steps")
+        positive = (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "prefetch",
+            "log_every",
+            "save_every",
+            "keep_last",
+            "max_bad_steps",
+        )
         for name in positive:
             if getattr(self, name) < 1:
-                raise SettingsError("must be at least 1", field=f"train.{name}", got=getattr(self, name), expected=">= 1")
+                raise SettingsError(
+                    "must be at least 1", field=f"train.{name}", got=getattr(self, name), expected=">= 1"
+                )
         for name in ("val_episodes", "val_every", "keep_every", "workers", "clip", "weight_decay", "cache_gb"):
             if getattr(self, name) < 0:
-                raise SettingsError("must not be negative", field=f"train.{name}", got=getattr(self, name), expected=">= 0")
+                raise SettingsError(
+                    "must not be negative", field=f"train.{name}", got=getattr(self, name), expected=">= 0"
+                )
         if not self.lr > 0:
             raise SettingsError("the learning rate must be positive", field="train.lr", got=self.lr, expected="> 0")
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
-                raise SettingsError("a decay lies in [0, 1)", field=f"train.{name}", got=getattr(self, name), expected="[0, 1)")
+                raise SettingsError(
+                    "a decay lies in [0, 1)", field=f"train.{name}", got=getattr(self, name), expected="[0, 1)"
+                )
         for name, known in (
             ("framework", ("torch", "jax")),
             ("precision", ("float32", "bfloat16")),
@@ -126,7 +141,9 @@ class TrainConfig:
             ("distributed", ("none", "ddp", "fsdp")),
         ):
             if getattr(self, name) not in known:
-                raise SettingsError("unknown value", field=f"train.{name}", got=getattr(self, name), expected=list(known))
+                raise SettingsError(
+                    "unknown value", field=f"train.{name}", got=getattr(self, name), expected=list(known)
+                )
         if self.batch_size % self.accumulate:
             raise SettingsError(
                 "a batch splits into equal micro-batches",

@@ -48,7 +48,9 @@ class Samples:
         cache_bytes: how much to keep.
     """
 
-    def __init__(self, dataset: Any, prepare: Callable[[dict[str, Any]], Mapping[str, Any]], horizon: int, cache_bytes: float):
+    def __init__(
+        self, dataset: Any, prepare: Callable[[dict[str, Any]], Mapping[str, Any]], horizon: int, cache_bytes: float
+    ):
         self.dataset, self.prepare, self.horizon = dataset, prepare, horizon
         self.room = cache_bytes
         self.kept: dict[int, dict[str, Any]] = {}
@@ -66,7 +68,11 @@ class Samples:
         for key in ("state", "actions"):
             if key in sample and not np.isfinite(sample[key]).all():
                 dims = sorted({int(d) for d in np.argwhere(~np.isfinite(sample[key]))[:, -1]})
-                raise DataError("the data has NaN or infinite values", field=f"{key} of frame {index}, dims {dims}", fix="repair or drop this episode")
+                raise DataError(
+                    "the data has NaN or infinite values",
+                    field=f"{key} of frame {index}, dims {dims}",
+                    fix="repair or drop this episode",
+                )
         size = _bytes(sample)
         if size <= self.room:
             self.room -= size
@@ -111,7 +117,9 @@ class Loader:
         if c.augment:
             drawn = augment_draws(c.seed, step, c.batch_size)[self.rows]
             samples = [{**s, "images": augment(s["images"], d)} for s, d in zip(samples, drawn, strict=True)]
-        drawn = training_draws(self.variant.parts["head"], self.variant.spec, c.batch_size, generator(c.seed, "draws", step))
+        drawn = training_draws(
+            self.variant.parts["head"], self.variant.spec, c.batch_size, generator(c.seed, "draws", step)
+        )
         drawn = take(drawn, self.rows)
         share = len(samples) // c.accumulate
         micro = []

@@ -87,6 +87,8 @@ def train(
         prepared = prepare(model, data, config, stats, notes.append, found.folder if found else None)
         if found is not None:
             _check_same_run(found, config, prepared, allow_change)
+            if rank == 0:  # an older one was chosen: the later ones belong to another course
+                checkpoints.remove(out, [s for s in checkpoints.checkpoint_steps(out) if s > found.step])
         run = _Run(out, config, prepared, found, listeners, notes, rank, world)
         return run.go()
 
@@ -110,7 +112,9 @@ class _Run:
         self.engine = _engine(prepared, config, world)
         if found is not None:
             self.engine.load_state(found.arrays, str(found.folder))
-        samples = Samples(prepared.dataset, prepared.group.inputs, prepared.variant.spec.action_horizon, config.cache_gb * 1e9)
+        samples = Samples(
+            prepared.dataset, prepared.group.inputs, prepared.variant.spec.action_horizon, config.cache_gb * 1e9
+        )
         share = config.batch_size // world
         rows = slice(rank * share, (rank + 1) * share)
         self.loader = Loader(samples, prepared.train_index, prepared.variant, config, prepared.collate, rows)
@@ -118,7 +122,11 @@ class _Run:
         self.listeners: list[Listener] = []
         self.progress: Progress | None = None
         if rank == 0:
-            self.listeners = [Jsonl(out / FILE, self.start), *open_listeners(config.listeners, out, config.to_dict()), *listeners]
+            self.listeners = [
+                Jsonl(out / FILE, self.start),
+                *open_listeners(config.listeners, out, config.to_dict()),
+                *listeners,
+            ]
             if config.progress:
                 self.progress = Progress(config.steps, self.start, prepared.variant.name)
                 self.listeners.append(self.progress)
@@ -194,8 +202,8 @@ class _Run:
                 raise TrainingError(
                     f"the loss or gradient of {self.bad_in_a_row} steps in a row was not finite; training stops",
                     field=f"step {step}",
-                    got=f"loss {values['loss']}, gradient norm {values['grad_norm']}, samples {ids[:8]}",
-                    fix=f"look at these samples, lower --lr, or use --precision float32; last good checkpoint: {self.saved or 'none'}",
+                    got=f"loss {values['loss']}, gradient norm {values['grad_norm']}, frames {ids[:8]}",
+                    fix=f"look at these frames, or lower --lr; last good checkpoint: {self.saved or 'none'}",
                 )
         pending.clear()
 
@@ -223,10 +231,17 @@ class _Run:
             self.tell("note", {"step": step, "text": f"no checkpoint at step {step}; training goes on\n{error}"})
 
     def _rescue(self, step: int, error: BaseException) -> None:
-        """Before an error leaves the loop: keep the steps made so far (unless they are the problem) and close listeners."""
+        """Before an error leaves the loop: keep the steps made so far, unless they are the problem."""
         if isinstance(error, Exception) and not isinstance(error, TrainingError) and step > self.start:
             self._save(step)
-        self.tell("end", {"step": step, "interrupted": True, "error": str(error).splitlines()[0] if str(error) else type(error).__name__})
+        self.tell(
+            "end",
+            {
+                "step": step,
+                "interrupted": True,
+                "error": str(error).splitlines()[0] if str(error) else type(error).__name__,
+            },
+        )
 
     def _export(self, step: int) -> Path | None:
         weights = self.engine.weights()
@@ -241,8 +256,14 @@ class _Run:
 
 def _engine(prepared: Prepared, config: TrainConfig, world: int) -> Any:
     if config.framework not in prepared.variant.frameworks():
-        lacking = [path for path, c in prepared.variant.walk() if c.part.frameworks() and config.framework not in c.part.frameworks()]
-        raise TrainingError(f"not every part of this variant runs in {config.framework}", field="train.framework", got=lacking)
+        lacking = [
+            path
+            for path, c in prepared.variant.walk()
+            if c.part.frameworks() and config.framework not in c.part.frameworks()
+        ]
+        raise TrainingError(
+            f"not every part of this variant runs in {config.framework}", field="train.framework", got=lacking
+        )
     if config.framework == "jax":
         from vla.training.jax_engine import JaxEngine
 
@@ -261,13 +282,13 @@ def _check_folder(out: Path, resume: bool, overwrite: bool) -> None:
         return
     if not overwrite:
         got = f"checkpoints at steps {steps}" if steps else "a trained model"
-        fix = "go on with --resume, start again with --overwrite, or choose another --out" if steps else "add --overwrite, or choose another --out"
+        fix = (
+            "go on with --resume, start again with --overwrite, or choose another --out"
+            if steps
+            else "add --overwrite, or choose another --out"
+        )
         raise TrainingError("this folder holds a run already", field=str(out), got=got, fix=fix)
-    for step in steps:
-        folder = checkpoints.checkpoint_folder(out, step)
-        dying = folder.with_name(f".old-{folder.name}")
-        folder.rename(dying)
-        shutil.rmtree(dying, ignore_errors=True)
+    checkpoints.remove(out, steps)
     if (out / MODEL / "manifest.json").exists():
         shutil.rmtree(out / MODEL)
     (out / FILE).unlink(missing_ok=True)
@@ -281,7 +302,9 @@ def _check_same_run(found: checkpoints.Checkpoint, config: TrainConfig, prepared
     if found.state["variant"] != prepared.variant.to_toml():
         different.append("the variant")
     if found.step > config.steps:
-        raise TrainingError("the checkpoint is beyond the last step", field="train.steps", got=config.steps, expected=f">= {found.step}")
+        raise TrainingError(
+            "the checkpoint is beyond the last step", field="train.steps", got=config.steps, expected=f">= {found.step}"
+        )
     if different and not allow_change:
         raise TrainingError(
             "this is not the run that wrote the checkpoint",

@@ -79,11 +79,13 @@ class Progress:
                 self.last = time.monotonic()
                 left = record.get("seconds_left")
                 rest = f", {left:.0f} s left" if left is not None else ""
-                self.console.print(f"step {record['step']}: {text}{rest}", highlight=False, markup=False, soft_wrap=True)
+                self.console.print(
+                    f"step {record['step']}: {text}{rest}", highlight=False, markup=False, soft_wrap=True
+                )
         elif event == "validation":
             self._say(f"validation at step {record['step']}: " + _line(record))
         elif event == "bad_step":
-            self._say(f"step {record['step']} was not applied: loss or gradient not finite; samples {record['sample_ids'][:8]} ...")
+            self._say(f"step {record['step']} was not applied (loss or gradient not finite): {record['sample_ids']}")
         elif event == "note":
             self._say(str(record["text"]))
         elif event == "end" and self.live:
@@ -163,7 +165,9 @@ def _trackio(out: Path, config: Mapping[str, Any]) -> Listener:
 def _wandb(out: Path, config: Mapping[str, Any]) -> Listener:
     import wandb
 
-    wandb.init(project=os.environ.get("WANDB_PROJECT", "vla"), name=out.name, config=dict(config), dir=str(out), resume="allow")
+    wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "vla"), name=out.name, config=dict(config), dir=str(out), resume="allow"
+    )
     return _log_to(wandb)
 
 

@@ -55,11 +55,15 @@ def sample_ids(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
 
 def split_episodes(seed: int, episodes: int, held_out: int) -> tuple[np.ndarray, np.ndarray]:
     """Episode numbers for training and for validation, both sorted; chosen by the seed alone."""
-    shuffled = permuted(np.arange(episodes), episodes, int(_mix(np.uint64(seed % 2**64) ^ np.uint64(PURPOSES["validation"]))))
+    shuffled = permuted(
+        np.arange(episodes), episodes, int(_mix(np.uint64(seed % 2**64) ^ np.uint64(PURPOSES["validation"])))
+    )
     return np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out])
 
 
-def mixture(seed: int, step: int, batch_size: int, sizes: Sequence[int], weights: Sequence[float], block: int = 1024) -> np.ndarray:
+def mixture(
+    seed: int, step: int, batch_size: int, sizes: Sequence[int], weights: Sequence[float], block: int = 1024
+) -> np.ndarray:
     """The samples of step `step` from several datasets, numbered as if they were laid end to end, [batch_size].
 
     Each run of `block` samples holds the datasets in proportion to their weights (exactly, up to one sample), in random

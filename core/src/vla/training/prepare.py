@@ -86,7 +86,9 @@ def prepare(
     group = build_group(variant, stats=stats, tokenizer=tokenizer)
     _probe(variant, dataset, group, collate, tokenizer, int(train_index[0]))
     val_index = _frames(dataset, val_episodes)
-    return Prepared(variant, dataset, stats, tokenizer, group, collate, weights, train_index, val_index, dataset.digest())
+    return Prepared(
+        variant, dataset, stats, tokenizer, group, collate, weights, train_index, val_index, dataset.digest()
+    )
 
 
 def open_start(model: Any) -> tuple[Variant, Mapping[str, np.ndarray] | None, Any, Any]:
@@ -122,7 +124,9 @@ def check_fit(variant: Variant, dataset: Any) -> None:
     """
     info, spec, robot = dataset.info, variant.spec, variant.parts["robot"]
     if not len(dataset) or not len(dataset.episodes):
-        raise DataError("the dataset is empty", field="data", got=f"{len(dataset.episodes)} episodes, {len(dataset)} frames")
+        raise DataError(
+            "the dataset is empty", field="data", got=f"{len(dataset.episodes)} episodes, {len(dataset)} frames"
+        )
     mine, theirs = robot.part.name, getattr(info, "robot", "")
     if theirs and mine != "plain" and theirs != mine:
         raise DataError(
@@ -149,7 +153,7 @@ def is_fitted(tokenizer: Any) -> bool:
 
 
 def normalised_chunks(variant: Variant, dataset: Any, stats: Any, index: np.ndarray) -> np.ndarray:
-    """Action chunks [n h d] as the tokenizer will see them: after robot, delta and normalisation, not padded to the spec."""
+    """Action chunks [n h d] as the tokenizer will see them: after robot, delta and normalisation, not padded."""
     from vla.transforms import build_group
 
     group = build_group(variant, stats=stats, tokenizer=None)
@@ -185,10 +189,17 @@ def _new_stats(variant: Variant, dataset: Any, note: Callable[[str], None]) -> A
 
 
 def _fitted(
-    variant: Variant, dataset: Any, stats: Any, tokenizer: Any, index: np.ndarray, config: TrainConfig, note: Callable[[str], None]
+    variant: Variant,
+    dataset: Any,
+    stats: Any,
+    tokenizer: Any,
+    index: np.ndarray,
+    config: TrainConfig,
+    note: Callable[[str], None],
 ) -> Any:
     chosen = np.sort(generator(config.seed, "sample").permutation(index)[:FIT_CHUNKS])
-    note(f"the {variant.parts['tokenizer'].part.name} tokenizer is not fitted yet: fitted on {len(chosen)} chunks of the training data")
+    name = variant.parts["tokenizer"].part.name
+    note(f"the {name} tokenizer is not fitted yet: fitted on {len(chosen)} chunks of the training data")
     return tokenizer.fit(normalised_chunks(variant, dataset, stats, chosen))
 
 
@@ -202,4 +213,6 @@ def _probe(variant: Variant, dataset: Any, group: Any, collate: Any, tokenizer: 
         raise DataError("the dataset gives no actions", field="actions", fix="choose a dataset of demonstrations")
     want = (1, variant.spec.action_horizon, variant.spec.action_dim)
     if tuple(batch["actions"].shape) != want:
-        raise DataError("the action chunk has the wrong shape", field="actions", got=batch["actions"].shape, expected=want)
+        raise DataError(
+            "the action chunk has the wrong shape", field="actions", got=batch["actions"].shape, expected=want
+        )

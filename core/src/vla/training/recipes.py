@@ -53,7 +53,9 @@ class Recipe:
 
 def recipe_names() -> list[str]:
     """The recipes that come with the package."""
-    return sorted(f.name.removesuffix(".toml") for f in resources.files("vla.recipes").iterdir() if f.name.endswith(".toml"))
+    return sorted(
+        f.name.removesuffix(".toml") for f in resources.files("vla.recipes").iterdir() if f.name.endswith(".toml")
+    )
 
 
 def read_recipe(name: str | Path) -> Recipe:
@@ -74,8 +76,17 @@ def read_recipe(name: str | Path) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise SettingsError("the recipe is not TOML", field=str(name), got=str(error)) from error
     if table.get("vla_recipe") != 1:
-        raise SettingsError("not a recipe of this version", field=f"{name}: vla_recipe", got=table.get("vla_recipe"), expected=1)
+        raise SettingsError(
+            "not a recipe of this version", field=f"{name}: vla_recipe", got=table.get("vla_recipe"), expected=1
+        )
     if unknown := [key for key in table if key not in KEYS]:
         raise SettingsError("unknown entry in a recipe", field=f"{name}: {unknown[0]}", expected=", ".join(KEYS))
     sets = {**{f"spec.{k}": v for k, v in table.get("spec", {}).items()}, **table.get("set", {})}
-    return Recipe(label, table.get("summary", ""), table["type"], table.get("robot", "plain"), sets, config_from(table.get("train", {})))
+    return Recipe(
+        label,
+        table.get("summary", ""),
+        table["type"],
+        table.get("robot", "plain"),
+        sets,
+        config_from(table.get("train", {})),
+    )

@@ -1,8 +1,8 @@
 """The PyTorch engine: one optimiser update, and the training state as arrays.
 
 Weights, moments and the average are float32 always; `precision = bfloat16` computes under autocast. A step whose loss
-or gradient is not finite is not applied, without asking the device: the fused AdamW takes the verdict as a tensor (as it
-does from a gradient scaler), the average moves by weight 0. So the loop may read results late.
+or gradient is not finite is not applied, without asking the device: the fused AdamW takes the verdict as a tensor (as
+it does from a gradient scaler), the average moves by weight 0. So the loop may read results late.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ class TorchEngine:
 
     def _losses(self, obs: Observation, actions: Actions, draws: Any) -> dict[str, Tensor]:
         obs = observation_to(obs, self.device)
-        values, mask = (None if a is None else torch.as_tensor(a, device=self.device) for a in (actions.values, actions.mask))
+        values, mask = (
+            None if a is None else torch.as_tensor(a, device=self.device) for a in (actions.values, actions.mask)
+        )
         with self._autocast():
             return self.loss(obs, Actions(values, mask), tree_to(draws, self.device))
 
@@ -145,7 +147,10 @@ class TorchEngine:
         with self._averaged():
             losses = self._losses(obs, actions, draws)
             total = self.model.total(losses)
-        return {"loss": total.float().cpu().numpy(), **{f"loss/{k}": v.float().cpu().numpy() for k, v in losses.items()}}
+        return {
+            "loss": total.float().cpu().numpy(),
+            **{f"loss/{k}": v.float().cpu().numpy() for k, v in losses.items()},
+        }
 
     @torch.no_grad()
     def sample(self, obs: Observation, noise: np.ndarray | None, grammar: Any) -> dict[str, np.ndarray]:
@@ -178,7 +183,7 @@ class TorchEngine:
         return {name: _array(self.ema.get(name, p)) for name, p in self.params.items()}
 
     def state(self) -> dict[str, dict[str, np.ndarray]]:
-        """Everything that changes, by torch name: params, ema, optimizer. Views where they can be: write them at once."""
+        """Everything that changes, by torch name: params, ema, optimizer. Views where possible: write them at once."""
         moments: dict[str, np.ndarray] = {"updates": np.asarray(self.updates_seen(), np.int64)}
         for name, p in self.trained.items():
             s = self.optimizer.state[p]
@@ -213,7 +218,9 @@ class TorchEngine:
         self.optimizer.state[p] = {"step": step, "exp_avg": m, "exp_avg_sq": v}
 
     def _fill(self, tensors: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray], source: str) -> None:
-        check_names({k: tuple(t.shape) for k, t in tensors.items()}, {k: tuple(a.shape) for k, a in arrays.items()}, source)
+        check_names(
+            {k: tuple(t.shape) for k, t in tensors.items()}, {k: tuple(a.shape) for k, a in arrays.items()}, source
+        )
         with torch.no_grad():
             for name, tensor in tensors.items():
                 tensor.copy_(torch.from_numpy(np.asarray(arrays[name], np.float32)))
@@ -226,7 +233,9 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise SettingsError("unknown device", field="train.device", got=name, expected="auto, cpu, cuda, cuda:N") from error
+        raise SettingsError(
+            "unknown device", field="train.device", got=name, expected="auto, cpu, cuda, cuda:N"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SettingsError("PyTorch finds no CUDA device here", field="train.device", got=name, fix="use --device cpu")
     return device
@@ -241,8 +250,17 @@ def freeze(params: Mapping[str, nn.Parameter], prefixes: Sequence[str]) -> None:
     for prefix in prefixes:
         hit = [name for name in params if name == prefix or name.startswith(prefix.rstrip(".") + ".")]
         if not hit:
-            parts = sorted({".".join(name.split(".")[:depth]) for name in params for depth in (1, 2, 3) if name.count(".") >= depth})
-            raise SettingsError("no weights have this name", field="train.freeze", got=prefix, expected=", ".join(parts))
+            parts = sorted(
+                {
+                    ".".join(name.split(".")[:depth])
+                    for name in params
+                    for depth in (1, 2, 3)
+                    if name.count(".") >= depth
+                }
+            )
+            raise SettingsError(
+                "no weights have this name", field="train.freeze", got=prefix, expected=", ".join(parts)
+            )
         for name in hit:
             params[name].requires_grad_(False)
     if not any(p.requires_grad for p in params.values()):
@@ -253,7 +271,9 @@ def recompute_layers(model: nn.Module) -> None:
     """Recompute transformer layers in the backward pass: sets `checkpointing` on every module that has this switch."""
     switches = [m for m in model.modules() if hasattr(m, "checkpointing")]
     if not switches:
-        raise SettingsError("no part of this model can recompute its layers", field="train.checkpoint_activations", got=True)
+        raise SettingsError(
+            "no part of this model can recompute its layers", field="train.checkpoint_activations", got=True
+        )
     for module in switches:
         module.checkpointing = True
 

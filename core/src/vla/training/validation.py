@@ -1,4 +1,4 @@
-"""Validation on held-out episodes: the losses, and how far sampled actions are from recorded ones, in the robot's units."""
+"""Validation on held-out episodes: losses, and how far sampled actions are from recorded ones, in the robot's units."""
 
 from __future__ import annotations
 
@@ -73,4 +73,6 @@ class Validator:
 
     def _physical(self, values: np.ndarray, obs: Observation, row: int) -> np.ndarray:
         """A recorded chunk by the same way out as a predicted one."""
-        return np.asarray(self.prepared.group.outputs({"actions": values, "state": np.asarray(obs.state)[row]})["actions"])
+        return np.asarray(
+            self.prepared.group.outputs({"actions": values, "state": np.asarray(obs.state)[row]})["actions"]
+        )

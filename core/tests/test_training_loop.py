@@ -1,0 +1,304 @@
+"""The loop: what a run leaves behind, resuming exactly, refusing wrong runs, surviving bad numbers and signals."""
+
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+for plugin in ("vla_head_flow", "vla_llm_gemma", "vla_vision_siglip", "vla_backbone_paligemma"):
+    pytest.importorskip(plugin)
+
+from vla.errors import DataError, StoreError  # noqa: E402
+from vla.store import read_weights, verify_folder  # noqa: E402
+from vla.training import checkpoints, loop  # noqa: E402
+from vla.training.config import TrainingError  # noqa: E402
+from vla.training.loader import Loader, Samples  # noqa: E402
+from vla.training.metrics import read_metrics  # noqa: E402
+
+_path = Path(__file__).parent / "training_world.py"
+_spec = importlib.util.spec_from_file_location("training_world", _path)
+world = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(world)
+
+
+def run(out, config, data=None, monkeypatch=None, **options):
+    """`train` in the small world."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "prepare", lambda *a: world.prepared(config, data))
+        return loop.train("world", "world", out=out, config=config, **options)
+
+
+def state_of(out, step=None):
+    found = checkpoints.load_checkpoint(out, step)
+    return {f"{part}/{name}": a.copy() for part, arrays in found.arrays.items() for name, a in arrays.items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run of 20 steps."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    result = run(out, world.config(20))
+    return result
+
+
+def test_a_run_leaves_a_model_checkpoints_and_metrics(whole):
+    assert whole.step == 20 and not whole.interrupted
+    assert checkpoints.checkpoint_steps(whole.out) == [15, 20]
+    verify_folder(whole.model)
+    records = read_metrics(whole.out)
+    assert [r["step"] for r in records] == list(range(1, 21))
+    assert {"loss", "loss/actions", "lr", "grad_norm", "samples_per_s", "data_wait"} <= records[0].keys()
+    assert np.mean([r["loss"] for r in records[-5:]]) < np.mean([r["loss"] for r in records[:5]])
+    ema = state_of(whole.out)
+    weights = read_weights(whole.model / "model.safetensors")
+    assert all(np.array_equal(weights[n], ema[f"ema/{n}"]) for n in weights)  # the average is what acts
+    assert any(not np.array_equal(weights[n], ema[f"params/{n}"]) for n in weights)
+
+
+@pytest.mark.parametrize("stop", [3, 5, 11])
+def test_resuming_gives_the_same_weights_and_the_same_order(tmp_path, whole, stop):
+    """3: between saves (a run of 3 steps saves its last); 11: two resumes on the way, in the second epoch."""
+    plan = {"lr_decay_steps": 20, "lr_warmup": 2}
+    asked = []
+    for last in (stop, stop + 4, 20):
+        data = world.World()
+        run(tmp_path / "run", world.config(last, workers=1, prefetch=1, **plan), data, resume=last != stop)
+        asked.append(last)
+    assert same(state_of(tmp_path / "run", 20), state_of(whole.out, 20))
+    ours, theirs = ([(r["step"], r["loss"]) for r in read_metrics(out)] for out in (tmp_path / "run", whole.out))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_order_does_not_depend_on_workers_or_micro_batches(workers):
+    def ids(**values):
+        config = world.config(30, **values)
+        made = world.prepared(config)
+        samples = Samples(made.dataset, made.group.inputs, 3, 0)
+        loader = Loader(samples, made.train_index, made.variant, config, made.collate)
+        return [b.ids.tolist() for b in loader.stream(4, 30)], loader.batch(7)
+
+    reference, batch = ids()
+    other, split = ids(workers=workers, prefetch=workers, accumulate=2)
+    assert other == reference
+    states = [np.concatenate([obs.state for obs, _, _ in b.micro]) for b in (batch, split)]
+    noises = [np.concatenate([drawn["noise"] for _, _, drawn in b.micro]) for b in (batch, split)]
+    assert np.array_equal(*states) and np.array_equal(*noises)
+
+
+def test_accumulation_gives_the_same_update(tmp_path):
+    for name, accumulate in (("one", 1), ("four", 4)):
+        run(tmp_path / name, world.config(1, accumulate=accumulate, lr_warmup=0, save_every=1))
+    one, four = (read_metrics(tmp_path / n)[0] for n in ("one", "four"))
+    assert four["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert four["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+
+
+def test_killed_at_random_points_and_resumed_it_ends_the_same(tmp_path, whole):
+    """SIGKILL, VLA_KILLS times (default 3; 50 for the record), each at a random moment of training or saving."""
+    kills, rng, landed, finished = int(os.environ.get("VLA_KILLS", "3")), random.Random(0), 0, 0
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    out = tmp_path / "run"
+
+    def start():
+        again = ["--resume"] if checkpoints.checkpoint_steps(out) else []
+        command = [sys.executable, str(_path), str(out), "20", "torch", *again]
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def check_whole():
+        assert same(state_of(out, 20), state_of(whole.out, 20))
+        assert not [p for p in out.rglob("*") if p.name.startswith((".tmp-", ".old-"))]
+        ours, theirs = ([(r["step"], r["loss"]) for r in read_metrics(o)] for o in (out, whole.out))
+        assert ours == theirs
+        verify_folder(out / "model")
+
+    while landed < kills:
+        process = start()
+        assert process.stdout.readline() == "training\n", process.stderr.read()
+        time.sleep(rng.random() * 0.7)
+        process.kill()
+        process.communicate()
+        if process.returncode == -signal.SIGKILL:
+            landed += 1
+        else:  # it was done before the kill: look at it, and begin another run
+            check_whole()
+            finished += 1
+            out = tmp_path / f"run{finished}"
+    process = start()
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    check_whole()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops(tmp_path, whole, number):
+    def stop_at_8(event, record):
+        if event == "step" and record["step"] == 8:
+            os.kill(os.getpid(), number)
+
+    result = run(tmp_path / "run", world.config(20), listeners=[stop_at_8])
+    assert (result.interrupted, result.step, result.signal, result.model) == (True, 8, number, None)
+    assert checkpoints.checkpoint_steps(result.out) == [5, 8]
+    run(tmp_path / "run", world.config(20), resume=True)
+    assert same(state_of(result.out, 20), state_of(whole.out, 20))
+    assert signal.getsignal(number) is not None
+
+
+@pytest.mark.parametrize("file", ["params", "ema", "optimizer", "train_state.json", "norm_stats.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_damage_is_found_before_use_and_names_the_file(tmp_path, whole, file, damage):
+    import shutil
+
+    out = tmp_path / "run"
+    shutil.copytree(whole.out, out)
+    target = next(p for p in checkpoints.checkpoint_folder(out, 20).iterdir() if p.name.startswith(file))
+    data = bytearray(target.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 4
+        target.write_bytes(data)
+    elif damage == "cut":
+        target.write_bytes(data[: len(data) // 2])
+    else:
+        target.unlink()
+    with pytest.raises(StoreError) as caught:
+        run(out, world.config(30, lr_decay_steps=20), resume=True)
+    assert "step-00000020" in str(caught.value) and "--resume-step 15" in str(caught.value)
+    if file != "manifest.json" or damage != "flip":  # a flipped digest accuses the file it belongs to
+        assert target.name in str(caught.value)
+    result = run(out, world.config(20), resume_step=15)
+    assert same(state_of(out, 20), state_of(whole.out, 20)) and result.step == 20
+
+
+def test_a_bad_step_is_not_applied_and_reported(tmp_path):
+    """An infinite pixel-to-action target: the weights of the step before stay, the frames are named."""
+    data = world.World()
+    data.state[:] = np.clip(data.state, -1, 1)
+    bad_frames = set()
+
+    def prepared_with_overflow(config):
+        made = world.prepared(config, data)
+        plain = made.group.inputs
+
+        class Group(world.Group):
+            @staticmethod
+            def inputs(sample):
+                done = plain(sample)
+                frame = int(np.flatnonzero((data.state == sample["state"]).all(1))[0])
+                if frame in bad_frames:
+                    done = {**done, "actions": np.full_like(done["actions"], 3e38)}  # finite, but its square is not
+                return done
+
+        return world.WorldPrepared(
+            **{**{f: getattr(made, f) for f in made.__slots__ if f != "__weakref__"}, "group": Group}
+        )
+
+    config = world.config(6, save_every=1, keep_last=6, max_bad_steps=3)
+    probe = Loader(Samples(data, world.Group.inputs, 3, 0), np.arange(45), world.small_variant(), config, world.collate)
+    bad_frames.add(int(probe.ids(3)[0]))
+    hit = [k for k in range(6) if bad_frames & set(probe.ids(k).tolist())]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "prepare", lambda *a: prepared_with_overflow(config))
+        loop.train("w", "w", out=tmp_path / "run", config=config)
+    reports = read_metrics(tmp_path / "run", "bad_step")
+    assert [r["step"] for r in reports] == hit == [3]
+    assert reports[0]["sample_ids"] == probe.ids(3).tolist() and reports[0]["loss"] is None
+    before, after, later = (state_of(tmp_path / "run", s) for s in (3, 4, 5))
+    assert same(before, after) and not same(after, later)
+
+    bad_frames.update(range(45))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingError) as caught:
+        patch.setattr(loop, "prepare", lambda *a: prepared_with_overflow(config))
+        loop.train("w", "w", out=tmp_path / "all", config=config)
+    assert "3 steps in a row" in str(caught.value)
+    assert same(state_of(tmp_path / "all", 1), state_of(tmp_path / "all", 2))
+
+
+def test_a_broken_frame_stops_with_its_number_and_loses_nothing(tmp_path):
+    config = world.config(12, workers=1, prefetch=1)
+    made = world.prepared(config)
+    loader = Loader(
+        Samples(made.dataset, made.group.inputs, 3, 0), made.train_index, made.variant, config, made.collate
+    )
+    seen = {int(i) for k in range(7) for i in loader.ids(k)}
+    frame = next(int(i) for i in loader.ids(7) if int(i) not in seen)
+    with pytest.raises(DataError) as caught:
+        run(tmp_path / "run", config, world.World(bad={frame: "nan"}))
+    assert f"frame {frame}" in str(caught.value) and "dims [1]" in str(caught.value)
+    assert checkpoints.checkpoint_steps(tmp_path / "run")[-1] == 7
+
+
+def test_a_full_disk_does_not_stop_training(tmp_path, monkeypatch, whole):
+    import errno
+
+    from vla.training import checkpoints as module
+
+    real = module.write_weights
+    calls = []
+
+    def sometimes(path, weights):
+        calls.append(path.name)
+        if len(calls) <= 2:  # the first checkpoint fails in its second file
+            if len(calls) == 2:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return real(path, weights)
+
+    monkeypatch.setattr(module, "write_weights", sometimes)
+    result = run(tmp_path / "run", world.config(20))
+    notes = [r["text"] for r in read_metrics(result.out, "note")]
+    assert any("no checkpoint at step 5" in n and "disk is full" in n for n in notes)
+    assert not [p for p in result.out.rglob(".tmp-*")]
+    assert same(state_of(result.out, 20), state_of(whole.out, 20))
+
+
+def test_runs_are_not_mixed(tmp_path, whole):
+    import shutil
+
+    out = tmp_path / "run"
+    shutil.copytree(whole.out, out)
+    with pytest.raises(TrainingError, match="holds a run already"):
+        run(out, world.config(20))
+    with pytest.raises(TrainingError, match="seed: 42 -> 1"):
+        run(out, world.config(30, seed=1), resume=True)
+    with pytest.raises(TrainingError, match="beyond the last step"):
+        run(out, world.config(10), resume=True)
+    other = world.World()
+    other.digest = lambda: "another"
+    with pytest.raises(TrainingError, match="data: 'world' -> 'another'"):
+        run(out, world.config(25), other, resume=True)
+    assert run(out, world.config(25), other, resume=True, allow_change=True).step == 25
+    assert run(out, world.config(2), overwrite=True).step == 2
+    assert checkpoints.checkpoint_steps(out) == [2]
+
+
+def test_two_processes_may_not_share_a_run(tmp_path):
+    with checkpoints.run_lock(tmp_path), pytest.raises(TrainingError, match=str(os.getpid())):
+        with checkpoints.run_lock(tmp_path):
+            pass
+
+
+def test_old_checkpoints_go_and_marked_ones_stay(tmp_path):
+    run(tmp_path / "run", world.config(12, save_every=1, keep_last=2, keep_every=5))
+    assert checkpoints.checkpoint_steps(tmp_path / "run") == [5, 10, 11, 12]
+
+
+def test_validation_speaks_the_robots_units(tmp_path):
+    run(tmp_path / "run", world.config(4, val_episodes=1, val_every=2))
+    records = read_metrics(tmp_path / "run", "validation")
+    assert [r["step"] for r in records] == [2, 4]
+    assert set(records[0]["action_error"]) == {"x", "y", "z", "g"}
+    assert records[0]["action_error_mean"] == pytest.approx(np.mean(list(records[0]["action_error"].values())))
+    assert 1 < records[0]["action_error_mean"] < 100  # tenfold units
+    assert json.loads((tmp_path / "run" / "model" / "record.json").read_text())["validation_frames"] == 9
