@@ -223,9 +223,11 @@ def test_a_read_only_place_is_one_clear_error(tmp_path, monkeypatch):
 
 
 def test_an_error_of_the_caller_is_not_blamed_on_the_disk(tmp_path):
-    with pytest.raises(FileNotFoundError), store.atomic_folder(tmp_path / "x"):
-        open("/nowhere/at/all")
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ZeroDivisionError), store.atomic_folder(tmp_path / "x"):
+        _ = 1 / 0
+    with pytest.raises(FileNotFoundError), store.atomic_folder(tmp_path / "deep" / "x"):
+        (tmp_path / "nowhere").read_text()
+    assert list((tmp_path / "deep").iterdir()) == []
 
 
 def test_weights_that_do_not_fit_are_listed():

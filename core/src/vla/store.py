@@ -56,7 +56,7 @@ class ModelDir:
     digest: str = ""  # SHA-256 of the manifest: the identity of this model
 
 
-# ---- folders that are whole or absent ------------------------------------------------------------------------------
+# ---- folders that are whole or absent -------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -164,7 +164,7 @@ def write_text(path: str | Path, text: str) -> None:
         temp.unlink(missing_ok=True)
 
 
-# ---- the model directory ---------------------------------------------------------------------------------------------
+# ---- the model directory --------------------------------------------------------------------------------------------
 
 
 def save_model(
@@ -256,7 +256,7 @@ def open_model(folder: str | Path, *, verify: bool = True) -> ModelDir:
     return ModelDir(folder, variant, folder / WEIGHTS, stats, tokenizer, record, digest)
 
 
-# ---- weights -----------------------------------------------------------------------------------------------------------
+# ---- weights --------------------------------------------------------------------------------------------------------
 
 
 def write_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:
@@ -280,12 +280,12 @@ def write_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:
 
 
 def read_header(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """name -> (dtype as safetensors writes it, shape) of every array in the file; no array is read."""
+    """Name -> (dtype as safetensors writes it, shape) of every array in the file; no array is read."""
     return {name: (dtype, shape) for name, (dtype, shape, _) in _header(Path(path))[0].items()}
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
-    """name -> array. The arrays are copy-on-write views of the file: writable, and paged in when touched."""
+    """Name -> array. The arrays are copy-on-write views of the file: writable, and paged in when touched."""
     import numpy as np
 
     path = Path(path)
@@ -322,7 +322,7 @@ def check_names(
     )
 
 
-# ---- inside ------------------------------------------------------------------------------------------------------------
+# ---- inside ---------------------------------------------------------------------------------------------------------
 
 
 def _refuse_taken(path: Path, overwrite: bool, marker: tuple[str, ...]) -> None:

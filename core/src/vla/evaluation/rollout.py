@@ -1,0 +1,220 @@
+"""Rollouts: several environments stepped together, one forward pass for all that need a new chunk.
+
+An episode is fixed by its seed: the environment is reset with it, and the policy's noise follows from (seed, number of
+the call). So the same seeds give the same episodes, in whatever order they run.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from attrs import asdict, define, frozen
+
+from vla.errors import DataError, SettingsError
+from vla.evaluation.results import Episode, Evaluation
+from vla.policy import Acts
+
+INSTRUCTIONS = ("given", "shuffled")
+MAX_STEPS = 10_000  # an environment that never ends is a bug, not an episode
+
+
+@frozen(eq=False)
+class Clip:
+    """What an episode looked like: frames uint8 [h w 3], cameras side by side."""
+
+    episode: Episode
+    frames: Sequence[np.ndarray]
+    hz: float
+
+
+@define(eq=False)
+class _Run:
+    """An episode in progress."""
+
+    index: int
+    seed: int
+    env: Any
+    obs: Mapping[str, Any]
+    info: Mapping[str, Any]
+    prompt: str
+    told: str
+    frames: list[np.ndarray]
+    chunk: np.ndarray | None = None
+    used: int = 0
+    steps: int = 0
+    calls: int = 0
+
+
+def evaluate(
+    policy: Acts,
+    env: Any = "tabletop",
+    *,
+    episodes: int = 50,
+    seed: int = 0,
+    execute: int = 0,
+    num_envs: int = 8,
+    instruction: str = "given",
+    clips: int = 0,
+    on_clip: Callable[[Clip], None] | None = None,
+    on_episode: Callable[[Episode], None] | None = None,
+) -> Evaluation:
+    """Run a policy in an environment and count successes.
+
+    Args:
+        policy: a `vla.open(...)` policy or anything else that `Acts`.
+        env: an environment part: its name, a table {"part": ..., settings...}, or a `Chosen`.
+        episodes: how many.
+        seed: episode i is reset with `first_seed(seed) + i`.
+        execute: steps executed of each chunk before a new one is asked for; 0: the whole chunk.
+        num_envs: environments stepped together.
+        instruction: "given", or "shuffled": the policy is told another instruction that makes sense in the same scene,
+            while success is judged by the true one. A policy that listens to language fails then.
+        clips: successes and failures of which frames are kept, this many of each.
+        on_clip, on_episode: called as episodes end.
+
+    Raises:
+        PartError: the environment is not installed.
+        SettingsError: a setting is unknown or wrong, or the environment has no other instruction to give.
+        DataError: the policy cannot read the observation, or its actions have another width than the environment's.
+    """
+    chosen = _chosen(env)
+    if episodes < 1 or num_envs < 1 or execute < 0:
+        raise SettingsError(
+            "episodes and num_envs are at least 1, execute at least 0", field="episodes",
+            got=f"episodes={episodes}, num_envs={num_envs}, execute={execute}",
+        )  # fmt: skip
+    if instruction not in INSTRUCTIONS:
+        raise SettingsError("unknown way to instruct", field="instruction", got=instruction, expected=INSTRUCTIONS)
+    began = time.perf_counter()
+    policy.reset()
+    make = _maker(chosen)
+    todo = list(range(episodes))[::-1]
+    running: list[_Run] = []
+    idle: list[Any] = []
+    done: dict[int, Episode] = {}
+    kept = {True: 0, False: 0}
+    try:
+        idle = [make() for _ in range(min(num_envs, episodes))]
+        while todo or running:
+            while todo and idle:
+                running.append(_begin(idle[-1], todo.pop(), seed, instruction, clips > 0))
+                idle.pop()
+            _ask(policy, running)
+            for run in list(running):
+                if not _step(run, execute, clips > 0):
+                    continue
+                running.remove(run)
+                idle.append(run.env)
+                done[run.index] = episode = _episode(run)
+                if on_episode:
+                    on_episode(episode)
+                if on_clip and kept[episode.success] < clips:
+                    kept[episode.success] += 1
+                    on_clip(Clip(episode, run.frames, _hz(run.env)))
+    finally:
+        for one in [*idle, *(run.env for run in running)]:
+            one.close()
+    return Evaluation(
+        policy=getattr(policy, "name", type(policy).__name__),
+        env=chosen.part.name,
+        settings={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(chosen.settings).items()},
+        execute=execute,
+        instruction=instruction,
+        episodes=tuple(done[i] for i in range(episodes)),
+        seconds=time.perf_counter() - began,
+        digest=getattr(getattr(policy, "model", None), "digest", ""),
+    )
+
+
+def first_seed(seed: int) -> int:
+    """The environment seed of episode 0. Far from where recorders count, so that no demonstration is evaluated on."""
+    return 1_000_000_000 + seed * 100_000
+
+
+def _chosen(env: Any) -> Any:
+    from vla.compose import Chosen, resolve
+
+    return env if isinstance(env, Chosen) else resolve("env", env, "env")
+
+
+def _maker(chosen: Any) -> Callable[[], Any]:
+    from vla.compose import load_object
+
+    make = load_object(chosen.part.numpy, f"env {chosen.part.name!r}")
+    return lambda: make(chosen.settings)
+
+
+def _begin(env: Any, index: int, seed: int, instruction: str, film: bool) -> _Run:
+    obs, info = env.reset(seed=first_seed(seed) + index)
+    prompt = str(obs.get("prompt", ""))
+    told = prompt if instruction == "given" else _another(env, prompt, first_seed(seed) + index)
+    return _Run(index, first_seed(seed) + index, env, obs, info, prompt, told, [_frame(obs)] if film else [])
+
+
+def _another(env: Any, prompt: str, seed: int) -> str:
+    """Another instruction for the same scene, chosen by the seed."""
+    all_of_them = getattr(env.unwrapped, "instructions", None)
+    others = [] if all_of_them is None else sorted(set(all_of_them()) - {prompt})
+    if not others:
+        raise SettingsError(
+            "this environment has no other instruction to give in the same scene", field="instruction", got="shuffled",
+            fix="evaluate with the given instructions, or put more things into the scene (env.n_blocks)",
+        )  # fmt: skip
+    return others[zlib.crc32(f"{seed} {prompt}".encode()) % len(others)]
+
+
+def _ask(policy: Acts, running: list[_Run]) -> None:
+    """New chunks, in one batch, for the runs that have none left."""
+    needy = [run for run in running if run.chunk is None]
+    if not needy:
+        return
+    rows = [{**run.obs, "prompt": run.told} for run in needy]
+    answers = policy.infer_batch(rows, seeds=[run.seed * 1000 + run.calls for run in needy])
+    for run, answer in zip(needy, answers, strict=True):
+        chunk = np.asarray(answer["actions"], np.float64)
+        width = run.env.action_space.shape
+        if chunk.ndim != 2 or chunk.shape[1:] != width:
+            raise DataError(
+                "the policy's actions do not fit the environment", field="actions", got=chunk.shape,
+                expected=("t", *width), fix="train on data of this environment's robot (robot adapter, dims)",
+            )  # fmt: skip
+        run.chunk, run.used, run.calls = chunk, 0, run.calls + 1
+
+
+def _step(run: _Run, execute: int, film: bool) -> bool:
+    """One control step; whether the episode is over."""
+    assert run.chunk is not None
+    space = run.env.action_space
+    action = np.clip(run.chunk[run.used], space.low, space.high).astype(space.dtype)
+    run.obs, _, terminated, truncated, run.info = run.env.step(action)
+    run.steps, run.used = run.steps + 1, run.used + 1
+    if run.used >= min(execute or len(run.chunk), len(run.chunk)):
+        run.chunk = None
+    if film:
+        run.frames.append(_frame(run.obs))
+    if run.steps >= MAX_STEPS:
+        raise DataError("an episode did not end", field="env", got=f"{run.steps} steps", fix="set env.max_steps")
+    return bool(terminated or truncated)
+
+
+def _episode(run: _Run) -> Episode:
+    task = str(run.info.get("task") or run.prompt or "all")
+    return Episode(
+        run.index, run.seed, task, run.prompt, run.told, bool(run.info.get("success", False)), run.steps, run.calls
+    )
+
+
+def _hz(env: Any) -> float:
+    return float(env.metadata.get("render_fps") or 10)
+
+
+def _frame(obs: Mapping[str, Any]) -> np.ndarray:
+    """All cameras side by side, padded to the tallest."""
+    images = [np.asarray(image) for image in obs["images"].values()]
+    tallest = max(image.shape[0] for image in images)
+    padded = [np.pad(i, ((0, tallest - i.shape[0]), (0, 0), (0, 0))) for i in images]
+    return np.concatenate(padded, axis=1)

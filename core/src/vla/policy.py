@@ -1,0 +1,285 @@
+"""A model directory opened for inference: what a robot saw goes in, a chunk of actions in the robot's units comes out.
+
+    policy = vla.open("runs/demo/model")
+    chunk = policy.infer({"images": {...}, "state": ..., "prompt": "touch the red block"})["actions"]   # [t a]
+
+Every observation is checked before the model sees it, and no chunk with NaN or infinite values is ever returned.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from vla.contracts import Observation, check_observation, observation_from, pack
+from vla.draws import sampling_noise
+from vla.errors import DataError, SettingsError, VlaError
+from vla.store import ModelDir, open_model
+
+FRAMEWORKS = ("torch", "jax")
+_LABELS = ("actions", "actions_is_pad")  # of a dataset's sample: the answer, which a policy must not see
+
+
+class ActionError(VlaError):
+    """The model's answer is no chunk that a robot may execute."""
+
+
+class Acts(Protocol):
+    """What evaluation and serving need of a policy; baselines and remote policies are such too."""
+
+    name: str
+
+    def infer_batch(
+        self, rows: Sequence[Mapping[str, Any]], *, seeds: Sequence[int] | None = None
+    ) -> list[dict[str, Any]]:
+        """One {"actions": [t a], ...} per observation; the same observations and seeds give the same chunks."""
+        ...
+
+    def reset(self) -> None:
+        """Forget earlier calls."""
+        ...
+
+
+class Policy:
+    """Inference with one model; made by `open`.
+
+    Args:
+        model: the opened model directory.
+        runner: the model in a framework (`vla.torch_kit.runner`, `vla.jax_kit.runner`).
+        seed: what noise follows from when a call gives neither noise nor seeds.
+        default_prompt: the instruction for observations that have none.
+        num_steps: Euler steps of flow heads; default: the head's setting.
+        temperature: of token heads; 0 is greedy.
+    """
+
+    def __init__(
+        self,
+        model: ModelDir,
+        runner: Any,
+        *,
+        seed: int = 0,
+        default_prompt: str | None = None,
+        num_steps: int | None = None,
+        temperature: float = 0.0,
+    ):
+        from vla.transforms import build_group
+
+        self.model, self.runner, self.variant = model, runner, model.variant
+        self.name = self.variant.name
+        self.seed, self.num_steps, self.temperature = seed, num_steps, temperature
+        self.group = build_group(
+            self.variant, stats=model.stats, tokenizer=model.tokenizer, default_prompt=default_prompt
+        )
+        self._calls = 0
+        head, spec = self.variant.parts["head"], self.variant.spec
+        self._grammar = None
+        if head.offers.get("gives") == "tokens":
+            self._grammar = model.tokenizer.grammar(spec.action_horizon, self.group.codec_dim)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Plain facts about the policy: name, parts, shapes, and the digest that identifies its weights."""
+        spec = self.variant.spec
+        return {
+            "name": self.name,
+            "parts": {path: chosen.part.name for path, chosen in self.variant.walk()},
+            "cameras": list(spec.cameras),
+            "action_horizon": spec.action_horizon,
+            "digest": self.model.digest,
+            "record": dict(self.model.record),
+        }
+
+    def reset(self, seed: int | None = None) -> None:
+        """Start the stream of noise anew."""
+        self.seed, self._calls = self.seed if seed is None else seed, 0
+
+    def infer(
+        self, obs: Mapping[str, Any], *, noise: np.ndarray | None = None, seed: int | None = None
+    ) -> dict[str, Any]:
+        """A chunk for one observation; see `infer_batch`. noise: [t d] of the model."""
+        rows = None if noise is None else np.asarray(noise)[None]
+        return self.infer_batch([obs], noise=rows, seeds=None if seed is None else [seed])[0]
+
+    def infer_batch(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        noise: np.ndarray | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Chunks for several observations at once (one forward pass).
+
+        Args:
+            rows: observations in the robot's own names and units: `{"images": {camera: uint8 [h w 3]}, "state": [s],
+                "prompt": str}`. Recorded actions in them are ignored.
+            noise: what sampling starts from, [b t d] normalised; wins over `seeds`.
+            seeds: one number per row from which its noise follows, whatever the other rows are.
+
+        Returns:
+            Per row: "actions" float64 [t a] in the robot's units; "tokens" [n] of token heads; "policy_timing" with
+            `infer_ms` (the model, for the whole batch) and `total_ms`.
+
+        Raises:
+            DataError: an observation lacks a camera, has a state of another width, values that are not finite, or no
+                instruction.
+            ActionError: the model's chunk has NaN or infinite values.
+            DecodeError: the model's tokens stand for no chunk.
+        """
+        if not rows:
+            return []
+        began = time.perf_counter()
+        inputs = [self._input(row) for row in rows]
+        obs = self._observation(inputs)
+        start = self._noise(len(rows), noise, seeds)
+        ready = time.perf_counter()
+        out = self.runner.sample(
+            obs, start, num_steps=self.num_steps, grammar=self._grammar, temperature=self.temperature
+        )
+        done = time.perf_counter()
+        answers = [self._answer(out, i, np.asarray(obs.state)[i]) for i in range(len(rows))]
+        total = (time.perf_counter() - began) * 1e3
+        for answer in answers:
+            answer["policy_timing"] = {"infer_ms": (done - ready) * 1e3, "total_ms": total}
+        return answers
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _input(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        done = self.group.inputs({k: v for k, v in row.items() if k not in _LABELS})
+        needed = self.model.record.get("cameras", [])
+        if lacking := [name for name in needed if name not in done["images"]]:
+            raise DataError(
+                "the observation lacks a camera that this policy was trained with",
+                field="images",
+                got=sorted(row["images"]) if isinstance(row.get("images"), Mapping) else sorted(row),
+                expected=f"what the robot adapter {self.variant.parts['robot'].part.name!r} turns into {lacking}",
+                fix="send every camera in every observation",
+            )
+        return done
+
+    def _observation(self, inputs: list[dict[str, Any]]) -> Observation:
+        from vla.transforms import collate
+
+        obs = observation_from(collate(inputs))
+        check_observation(obs, self.variant.spec, self.variant.parts["backbone"].offers.get("vocab_size"))
+        return pack(obs)
+
+    def _noise(self, batch: int, noise: np.ndarray | None, seeds: Sequence[int] | None) -> np.ndarray | None:
+        head, spec = self.variant.parts["head"], self.variant.spec
+        if noise is None and seeds is None:
+            self._calls += 1
+            return sampling_noise(head, spec, batch, np.random.default_rng([self.seed, self._calls]))
+        if noise is None:
+            drawn = [sampling_noise(head, spec, 1, np.random.default_rng(int(s))) for s in seeds or ()]
+            if len(drawn) != batch:
+                raise DataError("one seed per observation", field="seeds", got=len(drawn), expected=batch)
+            return None if drawn[0] is None else np.concatenate(drawn)
+        usual = sampling_noise(head, spec, batch, np.random.default_rng(0))
+        noise = np.asarray(noise, np.float32)
+        if usual is None or noise.shape != usual.shape:
+            want = "none: this head draws nothing" if usual is None else usual.shape
+            raise DataError("the noise has the wrong shape", field="noise", got=noise.shape, expected=want)
+        if not np.isfinite(noise).all():
+            raise DataError("the noise has NaN or infinite values", field="noise")
+        return noise
+
+    def _answer(self, out: Mapping[str, np.ndarray], row: int, state: np.ndarray) -> dict[str, Any]:
+        mine = {k: v[row] for k, v in out.items() if k in ("actions", "tokens")}
+        if "actions" in mine and not np.isfinite(mine["actions"]).all():
+            at = np.argwhere(~np.isfinite(mine["actions"]))[0]
+            raise ActionError(
+                "the model produced a chunk with NaN or infinite values; it is not returned",
+                field=f"actions[{row}, {at[0]}, {at[1]}]",
+                got=float(mine["actions"][tuple(at)]),
+                fix="use precision float32, or an earlier checkpoint",
+            )
+        done = self.group.outputs({**mine, "state": state})
+        actions = np.asarray(done["actions"], np.float64)
+        if not np.isfinite(actions).all():
+            raise ActionError(
+                "the chunk has NaN or infinite values in the robot's units; it is not returned",
+                field=f"actions[{row}]",
+                fix="look at norm_stats.json: a range may be infinite",
+            )
+        return {"actions": actions, **({"tokens": mine["tokens"]} if "tokens" in mine else {})}
+
+
+def open(
+    folder: str | Path,
+    framework: str = "torch",
+    *,
+    device: str | None = None,
+    precision: str = "float32",
+    seed: int = 0,
+    default_prompt: str | None = None,
+    num_steps: int | None = None,
+    temperature: float = 0.0,
+    verify: bool = True,
+) -> Policy:
+    """Open a model directory for inference.
+
+    Args:
+        folder: the model directory.
+        framework: "torch" or "jax"; the weights serve both.
+        device: e.g. "cpu", "cuda"; default: an accelerator when there is one.
+        precision: "float32" or "bfloat16" (compute; weights stay float32).
+        seed, default_prompt, num_steps, temperature: see `Policy`.
+        verify: check the digest of every file first.
+
+    Raises:
+        StoreError: the directory is damaged or the weights are not those of the variant.
+        PartError: a part is not installed; the message names the distribution.
+        SettingsError: a framework that is unknown, not installed, or that a part does not run in.
+    """
+    model = open_model(folder, verify=verify)
+    return _policy(model, model.weights, framework, device, precision, seed, default_prompt, num_steps, temperature)
+
+
+def untrained(
+    variant: Any, stats: Any, tokenizer: Any, framework: str = "torch", *, seed: int = 0, device: str | None = None
+) -> Policy:
+    """A policy with fresh weights: what training has to beat."""
+    model = ModelDir(Path(), variant, Path(), stats, tokenizer, {}, "untrained")
+    policy = _policy(model, None, framework, device, "float32", seed, None, None, 0.0)
+    policy.name = f"{policy.name} (untrained)"
+    return policy
+
+
+def _policy(
+    model: ModelDir, weights: Path | None, framework: str, device: str | None, precision: str, seed: int,
+    default_prompt: str | None, num_steps: int | None, temperature: float,
+) -> Policy:  # fmt: skip
+    if framework not in FRAMEWORKS:
+        raise SettingsError("unknown framework", field="framework", got=framework, expected=list(FRAMEWORKS))
+    if precision not in ("float32", "bfloat16"):
+        raise SettingsError("unknown precision", field="precision", got=precision, expected=["float32", "bfloat16"])
+    if num_steps is not None and num_steps < 1:
+        raise SettingsError("sampling takes at least one step", field="num_steps", got=num_steps, expected=">= 1")
+    if framework not in model.variant.frameworks():
+        lacking = [p for p, c in model.variant.walk() if c.part.frameworks() and framework not in c.part.frameworks()]
+        raise SettingsError(
+            f"not every part of this variant runs in {framework}", field="framework", got=lacking,
+            expected=list(model.variant.frameworks()),
+        )  # fmt: skip
+    try:
+        if framework == "torch":
+            from vla.torch_kit.runner import load
+        else:
+            from vla.jax_kit.runner import load
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("torch", "jax", "flax"):
+            raise
+        raise SettingsError(
+            f"{framework} is not installed",
+            field="framework",
+            got=error.name,
+            fix=f"pip install 'vla-core[{framework}]'",
+        ) from error
+    runner = load(model.variant, weights, device=device, precision=precision, seed=seed)
+    return Policy(
+        model, runner, seed=seed, default_prompt=default_prompt, num_steps=num_steps, temperature=temperature
+    )

@@ -1,0 +1,85 @@
+"""A model running in PyTorch for a policy: numpy in, numpy out. `jax_kit/runner.py` mirrors this file."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vla.contracts import DecodeGrammar, Observation
+from vla.errors import SettingsError
+from vla.store import check_names, read_header, read_weights
+from vla.torch_kit.model import VLA, build_model, observation_to
+
+
+class Runner:
+    """A model on a device."""
+
+    def __init__(self, model: VLA, device: torch.device, precision: str = "float32"):
+        self.model, self.device, self.precision = model.to(device).eval(), device, precision
+
+    def sample(
+        self,
+        obs: Observation,
+        noise: np.ndarray | None,
+        *,
+        num_steps: int | None = None,
+        grammar: DecodeGrammar | None = None,
+        temperature: float = 0.0,
+    ) -> dict[str, np.ndarray]:
+        """What `VLA.sample` gives, on the host: {"actions": [B t d]} float32 or {"tokens": [B n]}."""
+        start = None if noise is None else torch.as_tensor(noise, device=self.device)
+        low = self.precision == "bfloat16"
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16) if low else nullcontext():
+            out = self.model.sample(
+                observation_to(obs, self.device), start, num_steps=num_steps, grammar=grammar, temperature=temperature
+            )
+        return {k: (v.float() if v.is_floating_point() else v).cpu().numpy() for k, v in out.items()}
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Torch name -> float32 array."""
+        return {name: p.detach().float().cpu().numpy() for name, p in self.model.named_parameters()}
+
+
+def load(
+    variant: Any, weights: Path | None, *, device: str | None = None, precision: str = "float32", seed: int = 0
+) -> Runner:
+    """The model of a variant with its weights; fresh ones from `seed` when `weights` is None.
+
+    Names and shapes are compared with the file's header before anything is allocated.
+
+    Raises:
+        StoreError: the weights are not those of this variant.
+        SettingsError: no such device.
+    """
+    where = pick_device(device)
+    if weights is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return Runner(build_model(variant).float(), where, precision)
+    with torch.device("meta"):
+        model = build_model(variant)
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    check_names(expected, {name: shape for name, (_, shape) in read_header(weights).items()}, weights)
+    arrays = read_weights(weights)
+    for name, parameter in list(model.named_parameters()):
+        module, _, leaf = name.rpartition(".")
+        value = torch.from_numpy(np.asarray(arrays[name], np.float32))
+        owner = model.get_submodule(module)
+        owner._parameters[leaf] = torch.nn.Parameter(value, requires_grad=parameter.requires_grad)
+    return Runner(model, where, precision)
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device asked for; by default an accelerator when there is one."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SettingsError("unknown device", field="device", got=name, expected="cpu, cuda, cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("PyTorch finds no CUDA device here", field="device", got=name, fix="use device cpu")
+    return device

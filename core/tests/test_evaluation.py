@@ -1,0 +1,247 @@
+"""Rollouts, intervals, baselines and videos, on an environment small enough to check by hand."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from attrs import frozen
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vla import evaluation
+from vla.compose import resolve
+from vla.errors import DataError, SettingsError
+from vla.evaluation import rollout, video
+from vla.evaluation.baselines import MeanAction
+from vla.evaluation.results import Episode, Evaluation, compare, wilson
+from vla.parts import Part
+
+gymnasium = pytest.importorskip("gymnasium")
+
+
+@frozen
+class ToySettings:
+    lonely: bool = False
+    endless: bool = False
+
+
+class ToyEnv(gymnasium.Env):
+    """Move +1 when told "go right", -1 when told "go left"; success after three steps the right way."""
+
+    metadata = {"render_fps": 10}
+    action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    opened = 0
+
+    def __init__(self, settings):
+        self.settings = settings
+        ToyEnv.opened += 1
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.side = 1 if self.np_random.random() < 0.5 else -1
+        self.at, self.t = 0.0, 0
+        return self._obs(), {"task": "walk", "success": False}
+
+    def step(self, action):
+        self.at += float(action[0])
+        self.t += 1
+        won = self.at * self.side >= 3
+        over = not self.settings.endless and self.t >= 8
+        return self._obs(), 0.0, won, over, {"task": "walk", "success": won}
+
+    def instructions(self):
+        return [self._prompt(self.side)] if self.settings.lonely else ["go left", "go right"]
+
+    def close(self):
+        ToyEnv.opened -= 1
+
+    def _prompt(self, side):
+        return "go right" if side > 0 else "go left"
+
+    def _obs(self):
+        images = {"front": np.full((16, 16, 3), self.t % 25 * 10, np.uint8), "wrist": np.zeros((12, 16, 3), np.uint8)}
+        return {"images": images, "state": np.array([self.at], np.float32), "prompt": self._prompt(self.side)}
+
+
+TOY = Part(kind="env", name="toy", summary="", settings=ToySettings, numpy=f"{__name__}:ToyEnv")
+
+
+def toy(**settings):
+    return resolve("env", {"part": TOY, **settings}, "env")
+
+
+@pytest.fixture(autouse=True)
+def toy_is_importable(monkeypatch):
+    monkeypatch.setattr("vla.compose.load_object", lambda where, what="": ToyEnv)
+    ToyEnv.opened = 0
+
+
+class Obedient:
+    """Does what it is told, with a little noise from its seeds; keeps a record of what it was asked."""
+
+    name = "obedient"
+
+    def __init__(self, horizon=4):
+        self.horizon, self.asked, self.batches = horizon, [], []
+
+    def infer_batch(self, rows, *, seeds=None):
+        self.asked += list(zip([row["prompt"] for row in rows], seeds, strict=True))
+        self.batches.append(len(rows))
+        out = []
+        for row, seed in zip(rows, seeds, strict=True):
+            way = 1 if row["prompt"] == "go right" else -1
+            jitter = np.random.default_rng(seed).uniform(0, 0.05, (self.horizon, 2))
+            out.append({"actions": way * (1 - jitter)})
+        return out
+
+    def reset(self):
+        self.asked = []
+
+
+def test_a_policy_that_listens_succeeds_and_fails_when_told_otherwise():
+    told_right = evaluation.evaluate(Obedient(), toy(), episodes=20, num_envs=3)
+    assert told_right.successes == 20 and {e.prompt for e in told_right.episodes} == {"go left", "go right"}
+    told_wrong = evaluation.evaluate(Obedient(), toy(), episodes=20, num_envs=3, instruction="shuffled")
+    assert told_wrong.successes == 0
+    for a, b in zip(told_right.episodes, told_wrong.episodes, strict=True):
+        assert (a.seed, a.prompt) == (b.seed, b.prompt) and b.told != b.prompt and a.told == a.prompt
+    assert compare(told_right, told_wrong).p < 1e-4
+    assert ToyEnv.opened == 0
+
+
+def test_the_same_seeds_give_the_same_episodes_however_many_run_together():
+    runs = [evaluation.evaluate(Obedient(), toy(), episodes=9, num_envs=n, seed=5).episodes for n in (1, 2, 9)]
+    assert runs[0] == runs[1] == runs[2]
+    other = evaluation.evaluate(Obedient(), toy(), episodes=9, seed=6).episodes
+    assert [e.seed for e in other] != [e.seed for e in runs[0]]
+
+
+def test_chunks_are_executed_open_loop_and_asked_for_in_one_batch():
+    policy = Obedient(horizon=4)
+    done = evaluation.evaluate(policy, toy(), episodes=6, num_envs=6, execute=2)
+    assert policy.batches[0] == 6
+    for episode in done.episodes:
+        assert episode.calls == math.ceil(episode.steps / 2)
+    whole = evaluation.evaluate(Obedient(horizon=4), toy(), episodes=6, num_envs=6)
+    assert all(e.calls == math.ceil(e.steps / 4) for e in whole.episodes)
+
+
+def test_clips_hold_successes_and_failures():
+    clips = []
+
+    class Half(Obedient):
+        def infer_batch(self, rows, *, seeds=None):
+            return [{"actions": np.ones((4, 2))} for _ in rows]  # always right
+
+    done = evaluation.evaluate(Half(), toy(), episodes=30, clips=2, on_clip=clips.append)
+    assert 0 < done.successes < 30
+    assert sorted(c.episode.success for c in clips) == [False, False, True, True]
+    for clip in clips:
+        assert len(clip.frames) == clip.episode.steps + 1 and clip.frames[0].shape == (16, 32, 3) and clip.hz == 10
+
+
+def test_results_read_as_tables_and_json():
+    done = evaluation.evaluate(Obedient(), toy(), episodes=5)
+    record = done.to_dict()
+    assert record["success"]["n"] == 5 and record["success"]["rate"] == 1.0
+    assert [e["seed"] for e in record["episodes"]] == [rollout.first_seed(0) + i for i in range(5)]
+    assert record["tasks"] == [{"task": "walk", "successes": 5, "episodes": 5, "low": wilson(5, 5)[0], "high": 1.0}]
+    assert "5 of 5 (100%" in str(done)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"episodes": 0}, "episodes"),
+        ({"instruction": "loud"}, "shuffled"),
+        ({"execute": -1}, "execute"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises(SettingsError, match=message):
+        evaluation.evaluate(Obedient(), toy(), **{"episodes": 2, **options})
+
+
+def test_nothing_to_shuffle_is_said():
+    with pytest.raises(SettingsError, match="no other instruction"):
+        evaluation.evaluate(Obedient(), toy(lonely=True), episodes=2, instruction="shuffled")
+    assert ToyEnv.opened == 0
+
+
+def test_actions_of_another_width_are_refused():
+    class Wide(Obedient):
+        def infer_batch(self, rows, *, seeds=None):
+            return [{"actions": np.zeros((4, 3))} for _ in rows]
+
+    with pytest.raises(DataError, match="do not fit the environment"):
+        evaluation.evaluate(Wide(), toy(), episodes=2)
+    assert ToyEnv.opened == 0
+
+
+def test_an_episode_that_never_ends_is_an_error(monkeypatch):
+    monkeypatch.setattr(rollout, "MAX_STEPS", 30)
+
+    class Idle(Obedient):
+        def infer_batch(self, rows, *, seeds=None):
+            return [{"actions": np.zeros((4, 2))} for _ in rows]
+
+    with pytest.raises(DataError, match="did not end"):
+        evaluation.evaluate(Idle(), toy(endless=True), episodes=1)
+
+
+def test_the_mean_action_is_the_mean():
+    class Demonstrations:
+        def __len__(self):
+            return 3
+
+        def actions(self):
+            return np.array([[1.0, 0.0], [0.0, 0.5], [0.5, 0.1]], np.float32)
+
+    answer = MeanAction(Demonstrations(), horizon=2).infer_batch([{}, {}])
+    np.testing.assert_allclose(answer[1]["actions"], [[0.5, 0.2], [0.5, 0.2]], atol=1e-7)
+
+
+def test_wilson_against_values_from_a_table():
+    # Brown, Cai and DasGupta 2001; R's prop.test(correct=FALSE) gives the same.
+    np.testing.assert_allclose(wilson(8, 10), (0.4901625, 0.9433178), atol=1e-6)
+    np.testing.assert_allclose(wilson(0, 20), (0.0, 0.1611252), atol=1e-6)
+    np.testing.assert_allclose(wilson(50, 50), (0.9286524, 1.0), atol=1e-6)
+    with pytest.raises(ValueError, match="3 successes in 2"):
+        wilson(3, 2)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_holds_the_rate_and_is_symmetric(pair):
+    k, n = pair
+    low, high = wilson(k, n)
+    assert 0 <= low <= k / n <= high <= 1
+    np.testing.assert_allclose(wilson(n - k, n), (1 - high, 1 - low), atol=1e-12)
+
+
+def test_mcnemar_is_exact():
+    def run(outcomes):
+        rows = tuple(Episode(i, i, "t", "p", "p", bool(o), 1, 1) for i, o in enumerate(outcomes))
+        return Evaluation("x", "toy", {}, 1, "given", rows)
+
+    found = compare(run([1] * 6 + [0]), run([0] * 6 + [1]))
+    assert (found.better, found.worse) == (6, 1) and found.p == pytest.approx(2 * (1 + 7) / 2**7)
+    assert compare(run([1, 0]), run([1, 0])).p == 1.0
+    with pytest.raises(ValueError, match="same episodes"):
+        compare(run([1]), run([1, 0]))
+
+
+def test_a_montage_encodes_to_a_video_that_plays():
+    av = pytest.importorskip("av")
+    clips = []
+    evaluation.evaluate(Obedient(), toy(), episodes=3, clips=3, on_clip=clips.append)
+    frames = video.montage(clips, columns=2)
+    assert len({frame.shape for frame in frames}) == 1
+    data = video.encode(frames, 10)
+    with av.open(io.BytesIO(data)) as container:
+        decoded = list(container.decode(video=0))
+        assert container.streams.video[0].codec_context.name == "h264"
+    assert len(decoded) == len(frames)
+    picture = decoded[0].to_ndarray(format="rgb24").astype(int)
+    assert abs(picture - frames[0][: picture.shape[0], : picture.shape[1]]).mean() < 8
