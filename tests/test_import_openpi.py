@@ -123,6 +123,7 @@ def test_a_folder_per_array_and_bfloat16(tmp_path):
 
 
 def test_the_checkpoint_may_be_named_by_any_of_its_folders(tmp_path):
+    tmp_path = tmp_path / "my runs, 50% done"
     for step in ("999", "1000", "20"):
         write_orbax(tmp_path / step / "params", made("pi05", seed=int(step))[2])
         stats = tmp_path / step / "assets" / "org" / "robot"
@@ -196,7 +197,8 @@ def test_what_is_no_checkpoint(tmp_path):
     with pytest.raises(StoreError, match="not openpi's `params`"):
         import_openpi(tmp_path / "b")
     (tmp_path / "c" / "params").mkdir(parents=True)
-    for damage in ("{", "[]", '{"tree_metadata": {"x": 1}}'):
+    outside = {"key_metadata": [{"key": "..", "key_type": 2}], "value_metadata": {"value_type": "np.ndarray"}}
+    for damage in ("{", "[]", '{"tree_metadata": {"x": 1}}', json.dumps({"tree_metadata": {"x": outside}})):
         (tmp_path / "c" / "params" / "_METADATA").write_text(damage)
         with pytest.raises(StoreError, match="list of arrays is damaged"):
             import_openpi(tmp_path / "c")
@@ -255,6 +257,23 @@ def test_the_verb_writes_a_model_directory_or_nothing(tmp_path, capsys):
     assert main(["import", "openpi", str(tmp_path), "--out", str(tmp_path / "other"), "--type", "pi0"]) == 2
     assert "missing      state_proj/kernel" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_statistics_come_along(tmp_path, capsys):
+    pytest.importorskip("vla.transforms.stats", reason="no statistics in this core")
+    from vla.cli import main
+
+    write_orbax(tmp_path / "params", made("pi05")[2])
+    row = {"mean": [0.5] * 5, "std": [2.0] * 5, "q01": [-1.0] * 5, "q99": [3.0] * 5}
+    (tmp_path / "assets" / "robot").mkdir(parents=True)
+    (tmp_path / "assets" / "robot" / "norm_stats.json").write_text(
+        json.dumps({"norm_stats": {"state": row, "actions": row}})
+    )
+    assert main(["import", "openpi", str(tmp_path), "--out", str(tmp_path / "model")]) == 0, capsys.readouterr().err
+    written = json.loads((tmp_path / "model" / "norm_stats.json").read_text())["norm_stats"]
+    for key in ("state", "actions"):
+        for name, values in row.items():
+            np.testing.assert_allclose(written[key][name], values)
 
 
 def test_marks_are_leaves_of_their_types():

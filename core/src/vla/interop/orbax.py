@@ -98,7 +98,10 @@ def read_item(folder: Path) -> dict[str, Leaf]:
 
 
 def _leaf_path(entry: dict[str, Any]) -> list[str]:
-    return [str(key["key"]) for key in entry["key_metadata"]]
+    parts = [str(key["key"]) for key in entry["key_metadata"]]
+    if not parts or any(not part or "/" in part or part.startswith(".") for part in parts):
+        raise ValueError(f"{parts} names no array of this folder")
+    return parts
 
 
 def _is_array(entry: dict[str, Any]) -> bool:
