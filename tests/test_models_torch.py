@@ -191,14 +191,21 @@ def test_a_row_gives_the_same_alone_and_in_a_padded_batch(name):
 
 
 @pytest.mark.parametrize("name", ["pi0", "pi05_ki"])
-def test_padded_steps_and_dims_are_not_learned(name):
-    """At t = 1 the network sees noise alone, so only the loss could notice what stands in the padding."""
+def test_padded_steps_and_dims_change_nothing(name):
     _, model, (obs, actions, draws, _) = make(name)
-    draws.get("actions", draws)["time"][:] = 1.0
     junk = Actions(np.where(actions.mask, actions.values, 99).astype(np.float32), actions.mask)
     same = losses(model, obs, actions, draws)["actions"]
-    torch.testing.assert_close(same, losses(model, obs, junk, draws)["actions"])
+    assert torch.equal(same, losses(model, obs, junk, draws)["actions"])
     assert (losses(model, obs, Actions(junk.values, np.ones_like(junk.mask)), draws)["actions"] > same + 1).all()
+
+
+def test_padded_dims_follow_their_known_path_in_sampling():
+    """They end at 0, and the real dims are those of a model whose padded velocity is exact."""
+    variant, model, (obs, _, _, noise) = make("pi05")
+    real = torch.arange(variant.spec.action_dim) < 5
+    chunk = sample(model, obs, noise, real_dims=real)["actions"]
+    torch.testing.assert_close(chunk[..., 5:], torch.zeros_like(chunk[..., 5:]), atol=1e-5, rtol=0)
+    assert not torch.equal(chunk[..., :5], sample(model, obs, noise)["actions"][..., :5])
 
 
 def test_decoding_is_always_well_formed():

@@ -132,6 +132,7 @@ class VLA(nn.Module):
         num_steps: int | None = None,
         grammar: DecodeGrammar | None = None,
         temperature: float = 0.0,
+        real_dims: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """One chunk per row: {"actions": [B t d]}, or {"tokens": [B n]} from a token head.
 
@@ -141,8 +142,17 @@ class VLA(nn.Module):
             num_steps: Euler steps; default the head's setting.
             grammar: which token sequences stand for a chunk (token heads).
             temperature: of token sampling; 0 is greedy.
+            real_dims: [d] bool, the action dims that the robot has; default all.
         """
-        return self.head.sample(self, obs, noise, num_steps=num_steps, grammar=grammar, temperature=temperature)
+        return self.head.sample(
+            self,
+            obs,
+            noise,
+            num_steps=num_steps,
+            grammar=grammar,
+            temperature=temperature,
+            real_dims=real_dims,
+        )
 
     def embed(self, obs: Observation) -> tuple[Tokens, ...]:
         """The prefix: image tokens camera by camera, then the prompt (and its targets, where the layout has them)."""

@@ -61,6 +61,7 @@ class ARHead(nn.Module):
         num_steps: int | None = None,
         grammar: DecodeGrammar | None = None,
         temperature: float = 0.0,
+        real_dims: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Decode until every row has its chunk: {"tokens": [B n]} text ids, 0 after the end.
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from attrs import evolve
 from torch import Tensor, nn
 from torch.nn import functional as F
 from vla_head_flow.config import Settings, varying
@@ -49,17 +50,23 @@ class FlowHead(nn.Module):
         """Noisy actions as tokens. draws: noise [B K H A], time [B K]."""
         noise, time = draws["noise"], draws["time"]
         k = time.shape[1]
-        a = actions.values[:, None]  # [B 1 H A]
+        a, mask = actions.values[:, None], None  # [B 1 H A]
+        if actions.mask is not None and self.settings.mask_padding:
+            mask = actions.mask[:, None]
+            a = torch.where(mask, a, 0)
         t = time[..., None, None]
         x_t = t * noise + (1 - t) * a
         tokens = self.tokens(x_t.flatten(0, 1), time.flatten())
+        if mask is not None:  # no real step looks at a padded one
+            real = mask.any(-1).expand(-1, k, -1).flatten(0, 1)
+            tokens = tuple(evolve(run, valid=real) for run in tokens)
         if self.settings.state == "continuous":
             tokens = (self.state_token(obs.state.repeat_interleave(k, 0)), *tokens)
         return Entry(
             tokens=tokens,
             cond=self.condition(time.flatten()),
             outputs=("action",),
-            notes={"velocity": noise - a, "mask": actions.mask},
+            notes={"velocity": noise - a, "mask": mask},
             draws=k,
         )
 
@@ -67,9 +74,9 @@ class FlowHead(nn.Module):
         """{"actions": [B]}: the squared error of the velocity, averaged over draws, steps and dims that are real."""
         error = self.squared_error(hidden, entry)  # [B K H A]
         mask = entry.notes["mask"]
-        if mask is None or not self.settings.mask_padding:
+        if mask is None:
             return {"actions": error.mean((1, 2, 3))}
-        real = mask[:, None].to(error.dtype)
+        real = mask.to(error.dtype)
         return {"actions": (error * real).sum((1, 2, 3)) / (real.sum((1, 2, 3)) * error.shape[1]).clamp(min=1)}
 
     def squared_error(self, hidden: Mapping[str, Tensor], entry: Entry) -> Tensor:
@@ -113,8 +120,13 @@ class FlowHead(nn.Module):
         num_steps: int | None = None,
         grammar: object = None,
         temperature: float = 0.0,
+        real_dims: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Euler from noise [B H A] over the cached prefix: {"actions": [B H A]} float32, normalised."""
+        """Euler from noise [B H A] over the cached prefix: {"actions": [B H A]} float32, normalised.
+
+        Training leaves padded dims out of the loss, so their velocity is not learned; but it is known: they go from
+        noise to 0 along u = noise. With `real_dims` [A] the network sees them exactly as in training.
+        """
         steps = num_steps or self.settings.num_steps
         times, dt = euler_times(steps, noise.device)
         fixed = model.embed(obs)
@@ -132,7 +144,8 @@ class FlowHead(nn.Module):
         for i in range(steps):
             now = {e: llm.style_at(s, i) for e, s in styles.items()}
             hidden = model.extend(cache, (*state, *self.tokens(x, times[i : i + 1])), look, now)
-            x = x + dt * self.velocity(hidden["action"])
+            v = self.velocity(hidden["action"])
+            x = x + dt * (v if real_dims is None else torch.where(real_dims, v, noise))
         return {"actions": x}
 
 

@@ -59,6 +59,7 @@ class KIHead(nn.Module):
         num_steps: int | None = None,
         grammar: DecodeGrammar | None = None,
         temperature: float = 0.0,
+        real_dims: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The chunk half alone: {"actions": [B H A]}."""
-        return self.actions.sample(model, obs, noise, num_steps=num_steps)
+        return self.actions.sample(model, obs, noise, num_steps=num_steps, real_dims=real_dims)
