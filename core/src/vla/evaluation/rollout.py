@@ -19,6 +19,7 @@ from vla.evaluation.results import Episode, Evaluation
 from vla.policy import Acts
 
 INSTRUCTIONS = ("given", "shuffled")
+MOST = 10_000  # episodes of one seed
 MAX_STEPS = 10_000  # an environment that never ends is a bug, not an episode
 
 
@@ -82,11 +83,11 @@ def evaluate(
         DataError: the policy cannot read the observation, or its actions have another width than the environment's.
     """
     chosen = _chosen(env)
-    if episodes < 1 or num_envs < 1 or execute < 0:
-        raise SettingsError(
-            "episodes and num_envs are at least 1, execute at least 0", field="episodes",
-            got=f"episodes={episodes}, num_envs={num_envs}, execute={execute}",
-        )  # fmt: skip
+    bounds = {"episodes": (1, MOST), "num_envs": (1, 256), "execute": (0, 10_000), "seed": (0, 1600)}
+    values = {"episodes": episodes, "num_envs": num_envs, "execute": execute, "seed": seed}
+    for name, (low, high) in bounds.items():
+        if not low <= values[name] <= high:
+            raise SettingsError("out of range", field=name, got=values[name], expected=f"{low} to {high}")
     if instruction not in INSTRUCTIONS:
         raise SettingsError("unknown way to instruct", field="instruction", got=instruction, expected=INSTRUCTIONS)
     began = time.perf_counter()
@@ -131,8 +132,8 @@ def evaluate(
 
 
 def first_seed(seed: int) -> int:
-    """The environment seed of episode 0. Far from where recorders count, so that no demonstration is evaluated on."""
-    return 1_000_000_000 + seed * 100_000
+    """The environment seed of episode 0. Recorders count from 2^24 on, so no demonstration is evaluated on."""
+    return seed * MOST
 
 
 def _chosen(env: Any) -> Any:

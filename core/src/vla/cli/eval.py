@@ -1,0 +1,129 @@
+"""`vla eval`: a policy in an environment, closed loop, with baselines to compare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vla.cli import console
+
+BASELINES = ("untrained", "shuffled", "mean-action")
+
+
+def evaluate(
+    model: str,
+    /,
+    env: str = "tabletop",
+    set: console.Words = [],  # noqa: B006 (never changed)
+    preset: str = "",
+    episodes: int = 50,
+    seed: int = 0,
+    execute: int = 0,
+    num_envs: int = 8,
+    against: console.Words = [],  # noqa: B006 (never changed)
+    data: str = "",
+    framework: str = "torch",
+    device: str = "",
+    num_steps: int = 0,
+    clips: int = 4,
+    out: str = "",
+    overwrite: bool = False,
+    json: bool = False,
+) -> int:
+    """Closed-loop evaluation in an environment: success with its interval, per task, with videos.
+
+    Args:
+        model: a model directory.
+        env: the environment, e.g. tabletop.
+        set: path=value, a setting of the environment, e.g. env.families='["touch"]'; may be repeated.
+        preset: settings of the environment by name, e.g. tiny.
+        episodes: how many. The same seed gives the same episodes.
+        seed: chooses the episodes.
+        execute: steps executed of each chunk before a new one is asked for; 0: the whole chunk.
+        num_envs: environments stepped together, so that the model runs on batches.
+        against: a baseline on the same episodes: untrained, shuffled (told another instruction), mean-action (needs
+            --data); may be repeated.
+        data: demonstrations, for the mean action.
+        framework: torch or jax.
+        device: cpu, cuda, ...; default: an accelerator when there is one.
+        num_steps: Euler steps of flow heads; 0: the model's setting.
+        clips: successes and failures to film, this many of each.
+        out: a folder for report.html, results.json and videos.
+        overwrite: replace the report that is there.
+        json: print the results as JSON.
+    """
+    import json as text
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from vla.errors import SettingsError
+    from vla.evaluation import evaluate as run
+    from vla.evaluation.summary import name_of, save_report
+    from vla.policy import open as open_policy
+
+    if unknown := [name for name in against if name not in BASELINES]:
+        raise SettingsError("no such baseline", field="--against", got=unknown[0], expected=list(BASELINES))
+    if "mean-action" in against and not data:
+        raise SettingsError("the mean action is taken from demonstrations", field="--data", fix="add --data DATA")
+    table = env_table(env, preset, set)
+    policy = open_policy(model, framework, device=device or None, num_steps=num_steps or None)
+    films: list[Any] = []
+    found = []
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+
+        def one(acting: Any, instruction: str = "given", film: bool = False) -> None:
+            line = bar.add_task(f"{acting.name}, {instruction} instruction", total=episodes)
+            found.append(
+                run(
+                    acting, table, episodes=episodes, seed=seed, execute=execute, num_envs=num_envs,
+                    instruction=instruction, clips=clips if film and out else 0, on_clip=films.append,
+                    on_episode=lambda episode: bar.advance(line),
+                )
+            )  # fmt: skip
+
+        one(policy, film=True)
+        for name in against:
+            one(*_baseline(name, policy, data, framework, device))
+    if out:
+        console.note(f"report: {save_report(out, found, films, overwrite=overwrite)}")
+    if json:
+        print(text.dumps({"evaluations": [e.to_dict() for e in found]}, indent=1))
+        return 0
+    rows = [_row(name_of(e), e.successes, len(e.episodes), e.interval) for e in found]
+    tasks = [_row(*task) for task in found[0].tasks()]
+    title = f"{found[0].env}: seeds {found[0].episodes[0].seed} to {found[0].episodes[-1].seed}"
+    console.show(console.table(title, ("policy", "successes", "rate", "95 % interval"), rows))
+    console.show(console.table("per task", ("task", "successes", "rate", "95 % interval"), tasks))
+    return 0
+
+
+def _row(name: str, successes: int, episodes: int, interval: tuple[float, float]) -> tuple[str, str, str, str]:
+    low, high = interval
+    return console.escape(name), f"{successes} of {episodes}", f"{successes / episodes:.0%}", f"{low:.0%} to {high:.0%}"
+
+
+def env_table(env: str, preset: str, sets: list[str]) -> dict[str, Any]:
+    """The table of an environment part; `env.` before a setting may be left out."""
+    from vla.settings import parse_sets
+
+    values = {path.removeprefix("env."): value for path, value in parse_sets(sets).items()}
+    return {"part": env, **({"preset": preset} if preset else {}), **values}
+
+
+def _baseline(name: str, policy: Any, data: str, framework: str, device: str) -> tuple[Any, str]:
+    if name == "shuffled":
+        return policy, "shuffled"
+    if name == "untrained":
+        from vla.policy import untrained
+
+        m = policy.model
+        return untrained(m.variant, m.stats, m.tokenizer, framework, device=device or None), "given"
+    from vla.datasets import open_dataset
+    from vla.evaluation import MeanAction
+
+    return MeanAction(open_dataset(data), policy.variant.spec.action_horizon), "given"
+
+
+def main(argv: list[str]) -> int:
+    """The verb."""
+    return console.call(evaluate, "eval", argv)
