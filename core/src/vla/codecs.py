@@ -417,11 +417,11 @@ def open_tokenizer(chosen: Any, spec: Spec, assets: Path | None = None) -> Token
 
     folder = None if assets is None else Path(assets) / FOLDER
     if "text" not in chosen.inner:
-        text = load_object(chosen.part.numpy)(chosen.settings, folder)
+        text = load_object(chosen.part.numpy, f"tokenizer {chosen.part.name!r}")(chosen.settings, folder)
         return Tokenizer(text, None, text.prompt, None, spec.max_token_len)
     inner = chosen.inner["text"]
-    text = load_object(inner.part.numpy)(inner.settings, folder)
-    codec = load_object(chosen.part.numpy)(chosen.settings)
+    text = load_object(inner.part.numpy, f"tokenizer {inner.part.name!r}")(inner.settings, folder)
+    codec = load_object(chosen.part.numpy, f"tokenizer {chosen.part.name!r}")(chosen.settings)
     if folder is not None and (folder / CODEC_FILE).is_file():
         codec = codec.load(folder)
     if folder is not None and (folder / ID_MAP_FILE).is_file():

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from attrs import evolve
 
-from vla.codecs import check_chunks, read_codec, write_codec
+from vla.codecs import CODEC_FILE, check_chunks, read_codec, write_codec
 from vla.errors import DataError, DecodeError, SettingsError, StoreError
 from vla_tokenizer_fast.bpe import Merger, learn
 from vla_tokenizer_fast.config import Fast
@@ -82,7 +83,10 @@ class FastCodec:
         self.shapes: tuple[tuple[int, int], ...] = ()  # fitted (h, d); empty: any
         self._model: OwnMerges | PublicFiles | None = None
         self._said = False
-        if settings.source:
+        if settings.source and (Path(settings.source).expanduser() / CODEC_FILE).is_file():
+            stored = self.load(Path(settings.source).expanduser())
+            self._model, self.scale, self.shapes = stored._model, stored.scale, stored.shapes
+        elif settings.source:
             self._use(PublicFiles.find(settings.source))
 
     def _use(self, files: PublicFiles) -> None:
@@ -99,9 +103,9 @@ class FastCodec:
         return self._model is not None
 
     def fit(self, chunks: np.ndarray) -> FastCodec:
-        """A codec with merges learned on chunks [n h d]; public files have nothing to learn and are kept."""
+        """A codec with merges learned on chunks [n h d]; what came from `source` is kept as it is."""
         chunks = check_chunks(chunks)
-        if isinstance(self._model, PublicFiles):
+        if self.settings.source:
             return self
         if not len(chunks):
             raise DataError("no chunks to fit on", field="actions", got=chunks.shape, fix="give at least one chunk")
@@ -208,7 +212,7 @@ class FastCodec:
                 "the stored codec has another number of ids than the settings say", field="tokenizer.codes",
                 got=self.vocab_size, expected=codes, fix=f"--set tokenizer.codes={codes}, or fit again",
             )  # fmt: skip
-        out = FastCodec(Fast(codes=codes, scale=scale, overflow=self.settings.overflow, skip=self.settings.skip))
+        out = FastCodec(evolve(self.settings, source="", scale=scale))
         if public:
             out._use(PublicFiles.read(folder))
         else:

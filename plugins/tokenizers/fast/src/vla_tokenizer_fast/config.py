@@ -10,8 +10,9 @@ class Fast:
     """Settings.
 
     Attributes:
-        source: "": fit on your own data. Else the files of a public processor, as a folder or as the id of a hub
-            repository in the local cache ("physical-intelligence/fast", which has codes = 2048). No code of it is run.
+        source: "": fit on your own data. Else a folder that `vla tokenizer fit` wrote, or the files of a public processor:
+            a folder, or a hub repository in the local cache ("physical-intelligence/fast", which has codes = 2048).
+            None of its code is run.
         codes: action ids, base symbols included.
         scale: DCT coefficients are multiplied by this and rounded: larger is finer. A public processor brings its own.
         overflow: what encoding does with a coefficient beyond the fitted range: "clip" (and say so once) or "error".

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from attrs import evolve
 
-from vla.codecs import check_chunks, read_codec, write_codec
+from vla.codecs import CODEC_FILE, check_chunks, read_codec, write_codec
 from vla.errors import DataError, DecodeError, SettingsError, StoreError
 from vla_tokenizer_fsq import net
 from vla_tokenizer_fsq.config import HEAD_DIM, LEVELS, Fsq
@@ -44,8 +44,14 @@ class FsqCodec:
         self._params: dict[str, np.ndarray] | None = None
         self._range: np.ndarray | None = None  # [2 d]: lowest and highest value of the fitted chunks
         self.fit_rmse = self.fit_max = float("nan")  # of the fitted chunks, normalised units
-        if settings.source:
-            self._read_openpi(Path(settings.source).expanduser())
+        source = Path(settings.source).expanduser()
+        if settings.source and (source / CODEC_FILE).is_file():
+            stored = self.load(source)
+            self.settings = evolve(stored.settings, source=settings.source)
+            self.shape, self._params, self._range = stored.shape, stored._params, stored._range
+            self.fit_rmse, self.fit_max = stored.fit_rmse, stored.fit_max
+        elif settings.source:
+            self._read_openpi(source)
 
     @property
     def fitted(self) -> bool:
@@ -53,7 +59,7 @@ class FsqCodec:
         return self._params is not None
 
     def fit(self, chunks: np.ndarray) -> FsqCodec:
-        """Train on chunks [n h d] (PyTorch; minutes on a CPU). An openpi checkpoint is kept as it is."""
+        """Train on chunks [n h d] (PyTorch; minutes on a CPU). What came from `source` is kept as it is."""
         chunks = check_chunks(chunks)
         s = self.settings
         if s.source:

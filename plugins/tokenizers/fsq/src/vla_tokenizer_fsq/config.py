@@ -12,8 +12,8 @@ class Fsq:
     """Settings.
 
     Attributes:
-        source: "": fit on your own data. Else the folder of an openpi FSQ checkpoint; it brings its own sizes, of
-            which `codes` and `num_tokens` must be these.
+        source: "": fit on your own data. Else a folder that `vla tokenizer fit` wrote, or an openpi FSQ checkpoint, which
+            brings its own sizes; its `codes` and `num_tokens` must be these.
         codes: action ids: 256, 1024, 4096, 16384 or 65536.
         num_tokens: tokens per chunk.
         embed_dim: width of the network, a multiple of 64.
@@ -40,6 +40,6 @@ class Fsq:
 
 PRESETS = {
     "full": {},
-    "small": {"num_tokens": 8, "embed_dim": 64},
-    "tiny": {"codes": 256, "num_tokens": 8, "embed_dim": 64, "num_layers": 1, "steps": 300},
+    "small": {"num_tokens": 8, "embed_dim": 64, "lr": 3e-3},
+    "tiny": {"codes": 256, "num_tokens": 8, "embed_dim": 64, "num_layers": 1, "steps": 300, "lr": 3e-3},
 }
