@@ -12,12 +12,13 @@ from typing import Any
 from attrs import evolve, frozen
 
 from vla import registry
-from vla.compose import Chosen, Tree, Variant, expand, find_part, resolve, resolve_node, resolve_tree
+from vla.compose import Chosen, Variant, resolve, resolve_node, resolve_tree
 from vla.contracts import Spec
 from vla.errors import PartError, VlaError
 from vla.layout import BACKBONE
 from vla.parts import TOP_SLOTS, Need, Part
 from vla.settings import choices, fields_of
+from vla.tree import Tree, expand, find_part
 
 MOST_SHOWN = 6
 
@@ -32,6 +33,7 @@ class Misfit:
     at: str  # path of the part that should offer
     got: Part
     offered: Any
+    elsewhere: bool = True  # other installed parts may offer it
 
     def __str__(self) -> str:
         value = "nothing of that name" if self.offered is None else f"{self.need.facet} = {_show(self.offered)}"
@@ -71,7 +73,7 @@ class MisfitError(PartError):
         lines = ["these parts do not fit together"]
         for misfit in misfits:
             lines.append(str(misfit))
-            if misfit.got.kind in registry.GROUPS:
+            if misfit.elsewhere:
                 needs = [m.need for m in misfits if (m.path, m.at) == (misfit.path, misfit.at)]
                 fitting = ", ".join(_offering(misfit.got.kind, needs)) or "none"
                 lines.append(f"    installed {registry.PLURAL[misfit.got.kind]} that offer it as they come: {fitting}")
@@ -89,7 +91,10 @@ class MisfitError(PartError):
 
 def check(variant: Variant) -> list[Misfit]:
     """Every need of every part at any depth that does not hold, and what the layout and the spec ask for."""
-    found = [misfit for path, chosen in variant.walk() for misfit in needs_unmet(path, chosen, variant.parts)]
+    found: list[Misfit] = []
+    for path, chosen in variant.walk():
+        _ = chosen.offers  # a plugin that fails in its own functions fails here, not in the middle of training
+        found += needs_unmet(path, chosen, variant.parts)
     found += _spec_unmet(variant.robot, variant.spec)
     return found or list(_layout_unmet(variant))
 
@@ -120,11 +125,11 @@ def _spec_unmet(robot: Chosen, spec: Spec) -> Iterator[Misfit]:
         wide = robot.offers.get(facet) or 0
         if wide > getattr(spec, facet):
             need = Need("spec", facet, ">=", wide, "states and actions are padded to the spec, never cut")
-            yield Misfit("robot", robot.part, need, "spec", shapes, getattr(spec, facet))
+            yield Misfit("robot", robot.part, need, "spec", shapes, getattr(spec, facet), elsewhere=False)
     cameras = tuple(robot.offers.get("cameras") or ())
     if cameras and not set(cameras) & set(spec.cameras):
         need = Need("spec", "cameras", "has", cameras[0], "else the policy would see no image of this robot")
-        yield Misfit("robot", robot.part, need, "spec", shapes, spec.cameras)
+        yield Misfit("robot", robot.part, need, "spec", shapes, spec.cameras, elsewhere=False)
 
 
 def _layout_unmet(variant: Variant) -> Iterator[Misfit]:
@@ -132,16 +137,18 @@ def _layout_unmet(variant: Variant) -> Iterator[Misfit]:
     head = variant.head.part
     if head.layout is None:
         need = Need("head", "layout", "true", True, "a layout says who sees whom; only heads with one can stand alone")
-        yield Misfit("head", head, need, "head", head, None)
+        yield Misfit("head", head, need, "head", head, None, elsewhere=False)
         return
     experts = (BACKBONE, *variant.experts())
     for name in variant.layout().experts:
         if name not in experts:
             need = Need("head", "experts", "has", name, "its layout runs tokens through this expert")
-            yield Misfit("head", head, need, "head", head, experts)
+            yield Misfit("head", head, need, "head", head, experts, elsewhere=False)
 
 
-def misfit_error(misfits: list[Misfit], tree: Tree, spec: Spec, preset: str | None, sets: tuple[str, ...]) -> MisfitError:
+def misfit_error(
+    misfits: list[Misfit], tree: Tree, spec: Spec, preset: str | None, sets: tuple[str, ...]
+) -> MisfitError:
     """The error with every suggestion that was found to work.
 
     Args:
@@ -209,7 +216,8 @@ def _spec_that_fits(tree: Tree, spec: Spec) -> Iterator[Change]:
     for misfit in _spec_unmet(resolve_node(tree["robot"], "robot", "robot"), spec):
         facet, wanted = misfit.need.facet, misfit.need.value
         value = (*spec.cameras, wanted) if facet == "cameras" else wanted
-        if _fits(tree, evolve(spec, **{facet: value})):
+        change: dict[str, Any] = {facet: value}
+        if _fits(tree, evolve(spec, **change)):
             text = str(value) if facet != "cameras" else "'[" + ", ".join(f'"{v}"' for v in value) + "]'"
             yield Change(f"spec.{facet}", value, f"--set spec.{facet}={text}")
 

@@ -49,7 +49,7 @@ def vla_transforms(context: Any) -> list[tuple[str, Any]]:  # type: ignore[empty
 
 @hookspec
 def vla_training(event: str, record: dict[str, Any]) -> None:
-    """Hear a training run: `event` is start, step, validation, bad_step, checkpoint, note or end (`vla.training.metrics`)."""
+    """Hear training. Events: start, step, validation, bad_step, checkpoint, note, end (`vla.training.metrics`)."""
 
 
 @frozen

@@ -196,7 +196,9 @@ def _unknown(kind: str, name: str, items: list[Listed], path: str, source: str) 
             fix = f"did you mean {close[0]!r}?" + ("" if close[0] in names else f"  {install_line(known[close[0]])}")
         else:
             fix = "install the package that publishes it; `vla list` shows what is here"
-    return PartError(what, field=path or kind, got=name, expected=", ".join(names) or f"no {label} is installed", fix=fix)
+    return PartError(
+        what, field=path or kind, got=name, expected=", ".join(names) or f"no {label} is installed", fix=fix
+    )
 
 
 @functools.cache

@@ -49,7 +49,9 @@ def structure(cls: type, values: Mapping[str, Any], path: str) -> Any:
     try:
         return cls(**given)
     except (ValueError, TypeError) as error:  # an attrs validator of the part's author
-        raise SettingsError(f"the settings at {path} do not work together", field=path, got=dict(values), fix=str(error)) from error
+        raise SettingsError(
+            f"the settings at {path} do not work together", field=path, got=dict(values), fix=str(error)
+        ) from error
 
 
 @functools.cache
@@ -58,7 +60,9 @@ def fields_of(cls: type) -> dict[str, attrs.Attribute[Any]]:
     try:
         attrs.resolve_types(cls)
     except NameError as error:
-        raise SettingsError(f"{cls.__module__}.{cls.__qualname__} has an annotation that names nothing", got=str(error)) from error
+        raise SettingsError(
+            f"{cls.__module__}.{cls.__qualname__} has an annotation that names nothing", got=str(error)
+        ) from error
     return attrs.fields_dict(cls)
 
 
@@ -70,7 +74,9 @@ def unknown_key(path: str, known: Iterable[str], others: Iterable[str] = ()) -> 
     same = [other for other in everywhere if other.rsplit(".", 1)[-1] == key and other != path]
     close = difflib.get_close_matches(path, same, 3, 0) or difflib.get_close_matches(path, everywhere, 1, 0.7)
     fix = f"did you mean {' or '.join(close)}?" if close else "take one of the known keys"
-    return SettingsError(f"unknown setting {key!r}", field=path, expected=", ".join(known) or "no settings here", fix=fix)
+    return SettingsError(
+        f"unknown setting {key!r}", field=path, expected=", ".join(known) or "no settings here", fix=fix
+    )
 
 
 def wrong_value(path: str, value: Any, field: attrs.Attribute[Any], cause: Exception) -> SettingsError:
@@ -143,9 +149,7 @@ def _converter() -> Any:
     for cls in (int, str, bool):
         converter.register_structure_hook(cls, _exactly(cls))
     converter.register_structure_hook(float, _number)
-    converter.register_structure_hook_func(
-        lambda t: t is tuple or typing.get_origin(t) is tuple, _sequence(converter)
-    )
+    converter.register_structure_hook_func(lambda t: t is tuple or typing.get_origin(t) is tuple, _sequence(converter))
     return converter
 
 
@@ -160,7 +164,9 @@ def parse_sets(sets: Mapping[str, Any] | Iterable[str] | str) -> dict[str, Any]:
     for item in [sets] if isinstance(sets, str) else sets:
         path, equals, text = item.partition("=")
         if not equals or not all(path.strip().split(".")):
-            raise SettingsError("a setting is written path=value", field="--set", got=item, fix="for example --set head.tokens=ar")
+            raise SettingsError(
+                "a setting is written path=value", field="--set", got=item, fix="for example --set head.tokens=ar"
+            )
         out[path.strip()] = parse_value(text.strip())
     return out
 
@@ -219,4 +225,6 @@ def _value(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(map(_value, value))}]"
-    raise SettingsError("a setting cannot be written as TOML", got=f"{value!r} ({type(value).__name__})", expected="plain values")
+    raise SettingsError(
+        "a setting cannot be written as TOML", got=f"{value!r} ({type(value).__name__})", expected="plain values"
+    )

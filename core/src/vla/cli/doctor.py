@@ -89,7 +89,8 @@ def _of_part(where: str, item: Any, part: Any, heavy: bool) -> Iterator[Problem]
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may do anything at import; the doctor goes on
-            what = f"its {attribute} code {target!r} cannot be loaded: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            what = f"its {attribute} code {target!r} cannot be loaded: {reason}"
             yield Problem(where, what, getattr(error, "fix", ""), traceback.format_exc())
 
 
@@ -130,7 +131,8 @@ def doctor(name: str = "", /, light: bool = False) -> int:
             versions.append(f"{package} absent")
     console.show(
         f"python {platform.python_version()} on {platform.system()} {platform.machine()}; " + ", ".join(versions),
-        "contracts spoken: " + ", ".join(f"{k} {lo}" if lo == hi else f"{k} {lo}-{hi}" for k, (lo, hi) in CONTRACTS.items()),
+        "contracts spoken: "
+        + ", ".join(f"{k} {lo}" if lo == hi else f"{k} {lo}-{hi}" for k, (lo, hi) in CONTRACTS.items()),
     )
     found = list(problems(name, heavy=not light))
     total = sum(len([i for i in registry.listed(k) if not name or i.name == name]) for k in registry.ALL_GROUPS)

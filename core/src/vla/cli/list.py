@@ -25,7 +25,11 @@ def rows(kind: str = "") -> list[dict[str, Any]]:
                 part = item.load()
                 row |= {"status": "ok", "frameworks": _frameworks(part), "summary": part.summary}
             except PartError as error:
-                row |= {"status": "broken", "frameworks": [], "summary": error.what.partition("broken: ")[2] or error.what}
+                row |= {
+                    "status": "broken",
+                    "frameworks": [],
+                    "summary": error.what.partition("broken: ")[2] or error.what,
+                }
             if registry.ambiguous(item):
                 row["status"] = "double" if row["status"] == "ok" else row["status"]
                 others = ", ".join(other.source for other in registry.shadowed(item))
@@ -35,7 +39,17 @@ def rows(kind: str = "") -> list[dict[str, Any]]:
         for name, dist in known.get(k, {}).items():
             if name not in here:
                 line = registry.install_line(dist)
-                out.append({"kind": k, "name": name, "dist": dist, "version": "", "status": "absent", "frameworks": [], "summary": line})
+                out.append(
+                    {
+                        "kind": k,
+                        "name": name,
+                        "dist": dist,
+                        "version": "",
+                        "status": "absent",
+                        "frameworks": [],
+                        "summary": line,
+                    }
+                )
     return out
 
 

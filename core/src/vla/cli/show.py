@@ -133,7 +133,10 @@ def variant_page(variant: Variant, sizes: bool = True) -> list[Any]:
         page.append(f"losses: {', '.join(losses)} (the head does not say which role each belongs to)")
         return page
     groups, table = pictures.routes(layout, losses)
-    rows = [[console.escape(name), *("[green]●[/]" if hit[g] else "[dim]0[/]" for g in groups)] for name, hit in table.items()]
+    rows = [
+        [console.escape(name), *("[green]●[/]" if hit[g] else "[dim]0[/]" for g in groups)]
+        for name, hit in table.items()
+    ]
     page.append("[bold]gradient routes[/] (● the loss in this row trains the weights in this column)")
     page.append(console.table("", ["loss", *groups], rows))
     return page
@@ -249,7 +252,9 @@ def part_card(kind: str, name: str) -> list[Any]:
     try:
         chosen = compose.resolve(kind, f"{item.dist}/{item.name}")
         if chosen.offers:
-            card.append(console.table("offers", ["facet", "value"], [[e(k), e(str(v))] for k, v in chosen.offers.items()]))
+            card.append(
+                console.table("offers", ["facet", "value"], [[e(k), e(str(v))] for k, v in chosen.offers.items()])
+            )
         if chosen.needs:
             card.append(console.table("needs", ["what", "why"], [[e(str(n)), e(n.why)] for n in chosen.needs]))
         if part.layout is not None:
