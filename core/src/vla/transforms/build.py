@@ -1,0 +1,192 @@
+"""`build_group`: what every part of a variant contributes, in the fixed stages, closed by the core's own steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import frozen
+
+from vla.errors import DataError, PartError, VlaError
+from vla.transforms.group import STAGES, Group, check_order, order
+from vla.transforms.images import ResizeImages
+from vla.transforms.numbers import CheckRow, Normalize, Pad, Select, Unnormalize, Unpad
+from vla.transforms.stats import Stats
+from vla.transforms.text import TOKEN_KEYS, Detokenize, InjectDefaultPrompt, ReadPrompt, Tokenize
+
+_log = logging.getLogger(__name__)
+RAW = ("images/*", "state", "actions", "actions_is_pad", "prompt")  # what a raw sample may bring
+MODEL_KEYS = ("images", "image_masks", "state", *TOKEN_KEYS, "actions", "actions_mask", "extra")
+
+
+@frozen(eq=False)
+class Context:
+    """What a part may know when it contributes steps.
+
+    Attributes:
+        variant: the whole tree (`vla.compose.Variant`); an adapter reads `variant.spec`, never a model type.
+        stats: {"state": Stats, "actions": Stats}, or None while statistics are being computed.
+        tokenizer: `vla.codecs.Tokenizer`, or None.
+        robot_state_dim, robot_action_dim: the robot's own widths, before padding to those of the spec.
+        default_prompt: the instruction of samples that bring none.
+    """
+
+    variant: Any
+    stats: Mapping[str, Stats] | None
+    tokenizer: Any
+    robot_state_dim: int
+    robot_action_dim: int
+    default_prompt: str | None = None
+
+
+def make_context(
+    variant: Any, stats: Mapping[str, Stats] | None, tokenizer: Any = None, default_prompt: str | None = None
+) -> Context:
+    """The context of a variant. A robot without widths of its own has those of the statistics, else those of the spec."""
+    offers, spec = variant.parts["robot"].offers, variant.spec
+
+    def width(facet: str, key: str, limit: int) -> int:
+        own = offers.get(facet) or 0
+        if own > limit:
+            raise DataError(
+                f"the robot is wider than the model: {facet}", field=f"spec.{facet}", got=f"robot {own}, model {limit}",
+                fix=f"build with --set spec.{facet}={own}",
+            )  # fmt: skip
+        return own or min(len(stats[key].mean) if stats else limit, limit)
+
+    state = width("state_dim", "state", spec.state_dim)
+    actions = width("action_dim", "actions", spec.action_dim)
+    return Context(variant, stats, tokenizer, state, actions, default_prompt)
+
+
+def part_steps(context: Context) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """(path of the part, its contributions) of every part that has some; then those of hooks.
+
+    Raises:
+        PartError: a part's function fails or gives something else than (stage, step) pairs.
+    """
+    from vla.compose import load_object
+
+    found = []
+    for slot, top in context.variant.parts.items():
+        for path, chosen in _walk(slot, top):
+            if not chosen.part.transforms:
+                continue
+            what = f"{chosen.part.kind} {chosen.part.name!r}"
+            function = load_object(chosen.part.transforms, what)
+            try:
+                found.append((path, _pairs(function(chosen.settings, context), what)))
+            except VlaError:
+                raise
+            except Exception as error:  # a plugin's own bug: name the plugin
+                raise PartError(
+                    f"{what} fails in its transforms", field=chosen.part.transforms, got=f"{type(error).__name__}: {error}",
+                    fix="report this to its authors",
+                ) from error  # fmt: skip
+    return found + _hook_steps(context)
+
+
+def _hook_steps(context: Context) -> list[tuple[str, list[tuple[str, Any]]]]:
+    from vla import hooks, registry
+
+    if not registry.listed(registry.HOOKS):
+        return []
+    found = []
+    for answer in sorted(hooks.ask("vla_transforms", context=context), key=lambda a: a.listener):
+        if answer.problem:
+            _log.warning("%s; its transforms, if it has any, are not applied", answer.problem)
+        elif answer.value:
+            found.append((f"hook {answer.listener}", _pairs(answer.value, f"hook {answer.listener!r}")))
+    return found
+
+
+def _pairs(value: Any, what: str) -> list[tuple[str, Any]]:
+    try:
+        return [(stage, step) for stage, step in value]
+    except (TypeError, ValueError) as error:
+        raise PartError(f"the transforms of {what} are no list of (stage, step)", got=value, expected=list(STAGES)) from error
+
+
+def _walk(path: str, chosen: Any) -> Any:
+    yield path, chosen
+    for slot, inner in chosen.inner.items():
+        yield from _walk(f"{path}.{slot}", inner)
+
+
+def core_steps(context: Context) -> list[tuple[str, Any]]:
+    """The steps every variant has."""
+    spec = context.variant.spec
+    stats = _needed(context.stats)
+    robot = context.variant.parts["robot"]
+    own = (robot.offers.get("state_dim") or 0, robot.offers.get("action_dim") or 0)
+    state_dim, action_dim = context.robot_state_dim, context.robot_action_dim
+    height, width = spec.image_size
+    steps: list[tuple[str, Any]] = [
+        ("inputs.repack", InjectDefaultPrompt(context.default_prompt)),
+        ("inputs.normalize", CheckRow(*own, robot.part.name)),
+        ("inputs.normalize", Normalize(stats, spec.norm)),
+        ("inputs.images", ResizeImages(height, width, tuple(spec.cameras))),
+        ("inputs.pad", Pad(spec.state_dim, spec.action_dim, spec.action_horizon)),
+        ("inputs.pad", Select(MODEL_KEYS)),
+        ("outputs.unpad", Unpad(state_dim, action_dim)),
+        ("outputs.unnormalize", Unnormalize(stats, spec.norm)),
+    ]
+    if context.tokenizer is not None:
+        steps += [("inputs.prompt", ReadPrompt()), ("inputs.tokenize", Tokenize(context.tokenizer))]
+        if context.tokenizer.codec is not None:
+            steps += [("outputs.detokenize", Detokenize(context.tokenizer, spec.action_horizon, action_dim))]
+    return steps
+
+
+def _needed(stats: Mapping[str, Stats] | None) -> dict[str, Stats]:
+    lacking = [k for k in ("state", "actions") if not stats or k not in stats]
+    if lacking:
+        raise DataError(
+            "there are no normalisation statistics", field=f"norm_stats.json: {lacking[0]}",
+            got=None if not stats else sorted(stats),
+            fix="compute them: vla stats DATA --model DIR, and put norm_stats.json into the model directory",
+        )  # fmt: skip
+    assert stats is not None
+    return {k: stats[k] for k in ("state", "actions")}
+
+
+def build_group(
+    variant: Any, *, stats: Mapping[str, Stats] | None, tokenizer: Any, default_prompt: str | None = None
+) -> Group:
+    """The transforms of a variant.
+
+    Args:
+        variant: `vla.compose.Variant`.
+        stats: {"state": Stats, "actions": Stats}; see `vla.transforms.stats`.
+        tokenizer: `vla.codecs.Tokenizer`; None leaves tokenising out (statistics, fitting a tokenizer).
+        default_prompt: the instruction of samples that bring none.
+
+    Raises:
+        DataError: no statistics, or none of the kind that spec.norm needs.
+        PartError: a part's contributions are malformed, or cannot be brought into an order.
+        SettingsError: cameras of robot and model do not fit.
+    """
+    context = make_context(variant, stats, tokenizer, default_prompt)
+    closing = core_steps(context)
+    if variant.spec.norm == "quantile" and stats:
+        for key in ("state", "actions"):
+            if stats[key].q01 is None or stats[key].q99 is None:
+                raise DataError(
+                    "quantile normalisation needs quantiles, and these statistics have none",
+                    field=f"norm_stats.json: {key}.q01", got=None,
+                    fix="compute them: vla stats DATA, or build with --set spec.norm=zscore",
+                )  # fmt: skip
+    ins, outs = order([*part_steps(context), ("core", closing)])
+    check_order(ins, RAW)
+    check_order(outs, ("actions", "tokens", "state"))
+    return Group(ins, outs, context.robot_action_dim)
+
+
+def stats_steps(variant: Any) -> tuple[Any, ...]:
+    """The input steps of the robot and delta stages that statistics run: those that touch state or actions."""
+    ins, _ = order(part_steps(make_context(variant, None)))
+    touched = ("state", "actions")
+    return tuple(
+        p for p in ins if p.stage in ("robot", "delta") and any(w.rstrip("?") in touched for w in p.step.writes)
+    )

@@ -1,0 +1,322 @@
+"""Normalisation statistics: what they are, `norm_stats.json` (openpi's format), and computing them from a dataset.
+
+Statistics are taken over what the model will see: states of all frames, and all actions of all chunks, after the robot
+and delta stages, without the steps that only repeat the last action past the end of an episode. No image is decoded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from attrs import evolve, field, frozen
+
+from vla.errors import DataError, StoreError
+from vla.transforms.quantiles import Batch, Summary, summarise_batches
+
+FILE = "norm_stats.json"
+FIELDS = ("mean", "std", "q01", "q99")
+_CHUNK_VALUES = 1 << 21  # values of one batch of chunks: bounds memory
+_CONSTANT = 1e-6  # a range (or deviation) below this is what the formulas' epsilon would divide by
+
+
+def _vector(value: Any) -> np.ndarray | None:
+    return None if value is None else np.asarray(value, np.float64)
+
+
+@frozen(eq=False)
+class Stats:
+    """float64 [d] each: mean, standard deviation (of the population), 1st and 99th percentile (None: not known).
+
+    `data` is the digest of the data they were taken from, "" when unknown.
+    """
+
+    mean: np.ndarray = field(converter=_vector)
+    std: np.ndarray = field(converter=_vector)
+    q01: np.ndarray | None = field(default=None, converter=_vector)
+    q99: np.ndarray | None = field(default=None, converter=_vector)
+    data: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        for name in FIELDS:
+            x = getattr(self, name)
+            if x is None:
+                continue
+            if x.ndim != 1 or len(x) != len(self.mean):
+                raise DataError("statistics are vectors of one length", field=name, got=x.shape, expected=self.mean.shape)
+            if not np.isfinite(x).all():
+                raise DataError("statistics must be finite", field=name, got=x[~np.isfinite(x)][0])
+        if (self.std < 0).any():
+            raise DataError("a standard deviation is negative", field="std", got=float(self.std.min()))
+        if self.q01 is not None and self.q99 is not None and (self.q99 < self.q01).any():
+            at = int(np.argmax(self.q99 < self.q01))
+            raise DataError("a 99th percentile lies below the 1st", field=f"q99[{at}]", got=self.q99[at], expected=self.q01[at])
+
+
+def identity_stats(state_dim: int, action_dim: int) -> dict[str, Stats]:
+    """Statistics that leave data (almost) as it is: for tests, and for data that is normalised already."""
+
+    def one(d: int) -> Stats:
+        return Stats(np.zeros(d), np.ones(d), -np.ones(d), np.ones(d))
+
+    return {"state": one(state_dim), "actions": one(action_dim)}
+
+
+# ---- norm_stats.json ---------------------------------------------------------------------------------------------------
+
+
+def save_stats(stats: Mapping[str, Stats], path: str | Path, about: Mapping[str, Any] | None = None) -> Path:
+    """Write `norm_stats.json`; openpi reads it too (it ignores the key `vla`). Whole or not at all; gives the path.
+
+    Args:
+        path: the file, or a folder for it.
+        about: plain values to keep beside the statistics (a report).
+    """
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    extra = dict(about or {})
+    digests = {key: s.data for key, s in stats.items() if s.data}
+    if digests:
+        extra["data"] = digests
+    table: dict[str, Any] = {"norm_stats": {key: _plain(s) for key, s in stats.items()}}
+    if extra:
+        table["vla"] = extra
+    text = json.dumps(table, indent=2, allow_nan=False) + "\n"
+    temp = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temp, 0o644)
+        os.replace(temp, path)
+    except OSError as error:
+        if temp:
+            Path(temp).unlink(missing_ok=True)
+        raise StoreError("the statistics cannot be written", field=str(path), got=str(error)) from error
+    return path
+
+
+def _plain(stats: Stats) -> dict[str, Any]:
+    return {name: None if getattr(stats, name) is None else getattr(stats, name).tolist() for name in FIELDS}
+
+
+def load_stats(path: str | Path) -> dict[str, Stats]:
+    """Read `norm_stats.json` (the file, or a folder that holds it), ours or openpi's. q01 and q99 may be null.
+
+    Raises:
+        StoreError: there is none, or it is damaged; the message names the field.
+    """
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    table = _read(path)
+    entries = table.get("norm_stats")
+    if not isinstance(entries, dict) or not entries:
+        raise StoreError("not a norm_stats.json", field=str(path), got=sorted(table)[:8], expected='{"norm_stats": {...}}')
+    digests = table["vla"].get("data", {}) if isinstance(table.get("vla"), dict) else {}
+    out = {}
+    for key, entry in entries.items():
+        where = f"{path}: {key}"
+        if not isinstance(entry, dict):
+            raise StoreError("statistics of one key must be a table", field=where, got=type(entry).__name__)
+        if lacking := [name for name in ("mean", "std") if entry.get(name) is None]:
+            raise StoreError("statistics are incomplete", field=f"{where}.{lacking[0]}", got=sorted(entry))
+        try:
+            out[key] = Stats(*(entry.get(name) for name in FIELDS), data=str(digests.get(key, "")))
+        except (TypeError, ValueError) as error:
+            raise StoreError("statistics must be lists of numbers", field=where, got=str(error)) from error
+        except DataError as error:
+            raise StoreError(error.what, field=f"{where}.{error.field}", fix="compute them again: vla stats DATA") from error
+    return out
+
+
+def about_stats(path: str | Path) -> dict[str, Any]:
+    """What was kept beside the statistics; {} for openpi's files."""
+    path = Path(path)
+    about = _read(path / FILE if path.is_dir() else path).get("vla", {})
+    return about if isinstance(about, dict) else {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StoreError("there are no normalisation statistics", field=str(path), fix="compute them: vla stats DATA") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StoreError("the statistics cannot be read", field=str(path), got=str(error)) from error
+    if not isinstance(table, dict):
+        raise StoreError("not a norm_stats.json", field=str(path), got=type(table).__name__)
+    return table
+
+
+# ---- computing ---------------------------------------------------------------------------------------------------------
+
+
+def compute_stats(dataset: Any, variant: Any, horizon: int | None = None) -> dict[str, Stats]:
+    """Exact statistics of a dataset as a variant sees it; see `summarise`."""
+    digest = dataset.digest() if hasattr(dataset, "digest") else ""
+    return {key: evolve(s, data=digest) for key, s in stats_of(summarise(dataset, variant, horizon)).items()}
+
+
+def stats_of(summaries: Mapping[str, Summary]) -> dict[str, Stats]:
+    """Only what normalisation needs."""
+    return {key: Stats(s.mean, s.std, s.q01, s.q99) for key, s in summaries.items()}
+
+
+def summarise(dataset: Any, variant: Any, horizon: int | None = None) -> dict[str, Summary]:
+    """Mean, deviation, quantiles and extremes of state and actions, in bounded memory.
+
+    Args:
+        dataset: `states()` [N s], `actions()` [N a], `episodes` (ranges of frames); a mixture works too.
+        variant: a `vla.compose.Variant`, or the steps to run first (`vla.transforms.stats_steps`), e.g. ().
+        horizon: actions per chunk; default: the variant's.
+
+    Raises:
+        DataError: no frames, or values that are not finite (the message says where).
+    """
+    from vla.transforms.build import stats_steps
+
+    if isinstance(variant, (list, tuple)):
+        steps = [getattr(s, "step", s) for s in variant]
+    else:
+        steps = [p.step for p in stats_steps(variant)]
+        horizon = variant.spec.action_horizon if horizon is None else horizon
+    if horizon is None or horizon < 1:
+        raise DataError("statistics of chunks need their length", field="horizon", got=horizon, expected=">= 1")
+    states, actions = np.asarray(dataset.states()), np.asarray(dataset.actions())
+    episodes = [e for e in dataset.episodes if len(e)]
+    if not episodes:
+        raise DataError("the dataset has no frames", field="data", got=f"{len(states)} frames, 0 episodes")
+    rows = _frames(states, actions, steps, episodes)
+    out = {"state": summarise_batches(lambda: ((s, None) for s, _, _ in rows()), "state")}
+    if all(getattr(step, "pointwise", False) for step in steps):
+        out["actions"] = summarise_batches(lambda: _weighted(rows, episodes, horizon), "actions")
+    else:
+        out["actions"] = summarise_batches(_chunks(states, actions, steps, episodes, horizon), "actions")
+    return out
+
+
+Rows = Callable[[], Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]]
+
+
+def _frames(states: np.ndarray, actions: np.ndarray, steps: Sequence[Any], episodes: Sequence[range]) -> Rows:
+    """Passes over (states [n s], actions [n a], frame numbers [n]) of single frames, after the steps."""
+
+    def rows() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for frames in _blocks(episodes, 1 << 16):
+            s, a = _apply(steps, states[frames], actions[frames][:, None])
+            yield s, a[:, 0], frames
+
+    return rows
+
+
+def _weighted(rows: Rows, episodes: Sequence[range], horizon: int) -> Iterator[Batch]:
+    """Actions of single frames, each with the number of chunks it stands in: those that start at most horizon - 1 before."""
+    starts = np.array(sorted(e.start for e in episodes))
+    for _, a, frames in rows():
+        place = frames - starts[np.searchsorted(starts, frames, side="right") - 1]
+        yield a, np.minimum(place + 1, horizon)
+
+
+def _chunks(
+    states: np.ndarray, actions: np.ndarray, steps: Sequence[Any], episodes: Sequence[range], horizon: int
+) -> Callable[[], Iterable[Batch]]:
+    """Passes over the real actions of all chunks."""
+    ends = np.zeros(len(actions), np.int64)
+    for e in episodes:
+        ends[e.start : e.stop] = e.stop
+    size = max(1, _CHUNK_VALUES // max(1, horizon * actions.shape[1]))
+
+    def batches() -> Iterator[Batch]:
+        for frames in _blocks(episodes, size):
+            index = frames[:, None] + np.arange(horizon)
+            end = ends[frames][:, None]
+            _, a = _apply(steps, states[frames], actions[np.minimum(index, end - 1)])
+            yield a[index < end], None
+
+    return batches
+
+
+def _blocks(episodes: Sequence[range], size: int) -> Iterator[np.ndarray]:
+    """Frame numbers of all episodes, at most `size` at a time."""
+    held: list[np.ndarray] = []
+    count = 0
+    for e in episodes:
+        frames = np.arange(e.start, e.stop)
+        while len(frames):
+            part, frames = frames[: size - count], frames[size - count :]
+            held.append(part)
+            count += len(part)
+            if count == size:
+                yield np.concatenate(held)
+                held, count = [], 0
+    if held:
+        yield np.concatenate(held)
+
+
+def _apply(steps: Sequence[Any], states: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """states [n s], actions [n t a] after the steps; row by row as soon as one step promises nothing about batches."""
+    if not steps:
+        return states, actions
+    if all(getattr(s, "batched", False) or getattr(s, "pointwise", False) for s in steps):
+        return _through(steps, states, actions)
+    rows = [_through(steps, s, a) for s, a in zip(states, actions)]
+    return np.stack([s for s, _ in rows]), np.stack([a for _, a in rows])
+
+
+def _through(steps: Sequence[Any], states: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    from vla.transforms.group import Placed, _run
+
+    data = _run({"state": states, "actions": actions}, [Placed("robot, delta", step) for step in steps])
+    return np.asarray(data["state"]), np.asarray(data["actions"])
+
+
+# ---- report ------------------------------------------------------------------------------------------------------------
+
+
+def findings(summaries: Mapping[str, Summary], norm: str) -> list[str]:
+    """What a person should look at: constant dims, and values that normalisation throws far out."""
+    out = []
+    for key, s in summaries.items():
+        spread = s.std if norm == "zscore" else s.q99 - s.q01
+        for d in range(len(s.mean)):
+            if s.max[d] == s.min[d]:
+                out.append(f"{key}[{d}] is constant ({s.mean[d]:g}): any other value at run time becomes huge")
+            elif spread[d] < _CONSTANT:
+                what = "standard deviation" if norm == "zscore" else "range from the 1st to the 99th percentile"
+                out.append(f"{key}[{d}] has a {what} of {spread[d]:g}: rare values become huge")
+            else:
+                far = max(abs(v) for v in _scaled(s, d, norm))
+                if far > 10:
+                    out.append(f"{key}[{d}] reaches {far:.1f} after normalisation: an outlier, or a long tail")
+    return out
+
+
+def _scaled(s: Summary, d: int, norm: str) -> tuple[float, float]:
+    if norm == "zscore":
+        low, high = ((v - s.mean[d]) / (s.std[d] + 1e-6) for v in (s.min[d], s.max[d]))
+    else:
+        low, high = ((v - s.q01[d]) / (s.q99[d] - s.q01[d] + 1e-6) * 2 - 1 for v in (s.min[d], s.max[d]))
+    return float(low), float(high)
+
+
+def report(summaries: Mapping[str, Summary], names: Mapping[str, Sequence[str]] | None = None) -> list[tuple[str, ...]]:
+    """Rows of text for a table: dim, name, min, q01, mean, std, q99, max, share outside the quantiles."""
+    rows = []
+    for key, s in summaries.items():
+        labels = (names or {}).get(key, ())
+        for d in range(len(s.mean)):
+            values = (s.min[d], s.q01[d], s.mean[d], s.std[d], s.q99[d], s.max[d])
+            share = f"{100 * s.below[d]:.2f} % below, {100 * s.above[d]:.2f} % above"
+            if s.min[d] == s.max[d]:
+                share = "constant"
+            name = labels[d] if d < len(labels) else ""
+            rows.append((f"{key}[{d}]", name, *(f"{v:.4g}" for v in values), share))
+    return rows

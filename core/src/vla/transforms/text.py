@@ -1,0 +1,109 @@
+"""Steps on words and tokens: the prompt, tokenising it (with state and actions), and reading actions back from tokens."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from attrs import frozen
+
+from vla.errors import DataError
+from vla.transforms.group import Flat
+
+TOKEN_KEYS = ("tokenized_prompt", "tokenized_prompt_mask", "token_ar_mask", "token_loss_mask")
+
+
+def as_text(value: Any) -> str:
+    """A prompt as str: from str, bytes (UTF-8), or an array that holds one of them.
+
+    Raises:
+        DataError: it is no text.
+    """
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.reshape(-1)[0]
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError("the prompt is not UTF-8", field="prompt", got=value[:40]) from error
+    if not isinstance(value, str):
+        raise DataError("the prompt is no text", field="prompt", got=type(value).__name__, expected="str")
+    return str(value)
+
+
+@frozen
+class InjectDefaultPrompt:
+    """The default instruction for samples that bring none."""
+
+    prompt: str | None
+    reads: ClassVar = ("prompt?",)
+    writes: ClassVar = ("prompt?",)
+
+    def __call__(self, data: Flat) -> Flat:
+        return data if self.prompt is None or "prompt" in data else {**data, "prompt": self.prompt}
+
+
+@frozen
+class ReadPrompt:
+    """The prompt as str; a sample without one is refused."""
+
+    reads: ClassVar = ("prompt?",)
+    writes: ClassVar = ("prompt",)
+
+    def __call__(self, data: Flat) -> Flat:
+        if "prompt" not in data:
+            raise DataError(
+                "the sample has no instruction", field="prompt", got=sorted(data),
+                fix="send prompt=..., give a default prompt, or name the task in the dataset",
+            )  # fmt: skip
+        return {**data, "prompt": as_text(data["prompt"])}
+
+
+@frozen(eq=False, repr=False)
+class Tokenize:
+    """Prompt, normalised state and (in training) normalised actions, none of them padded -> the four token arrays."""
+
+    tokenizer: Any
+    reads: ClassVar = ("prompt", "state", "actions?")
+    writes: ClassVar = TOKEN_KEYS
+
+    @property
+    def shapes(self) -> str:
+        """Text for the table."""
+        return f"each [{getattr(self.tokenizer, 'max_len', 'l')}]"
+
+    def __call__(self, data: Flat) -> Flat:
+        actions = data.get("actions") if self.tokenizer.codec is not None else None
+        return {**data, **self.tokenizer.tokenize(data["prompt"], data["state"], actions)}
+
+    def many(self, rows: list[Flat]) -> list[Flat]:
+        """All rows in one call, so that the codec encodes them as a batch."""
+        with_actions = {"actions" in row for row in rows}
+        if len(with_actions) > 1:
+            raise DataError("some samples of a batch have actions and some have none", field="actions")
+        actions = np.stack([row["actions"] for row in rows]) if True in with_actions and self.tokenizer.codec is not None else None
+        out = self.tokenizer.tokenize_batch([row["prompt"] for row in rows], [row["state"] for row in rows], actions)
+        return [{**row, **{k: v[i] for k, v in out.items()}} for i, row in enumerate(rows)]
+
+
+@frozen(eq=False, repr=False)
+class Detokenize:
+    """Tokens of the answer -> normalised actions [t a]; an answer that already has actions passes."""
+
+    tokenizer: Any
+    horizon: int
+    dim: int
+    reads: ClassVar = ("tokens?", "actions?")
+    writes: ClassVar = ("actions",)
+
+    @property
+    def shapes(self) -> str:
+        """Text for the table."""
+        return f"actions [{self.horizon} {self.dim}]"
+
+    def __call__(self, data: Flat) -> Flat:
+        if "actions" in data:
+            return data
+        if "tokens" not in data:
+            raise DataError("the answer has neither actions nor tokens", field="actions", got=sorted(data))
+        return {**data, "actions": self.tokenizer.decode(np.asarray(data["tokens"]), self.horizon, self.dim)}
