@@ -98,7 +98,7 @@ def test_ki_velocity_ignores_targets_bit_for_bit():
 
     def velocity(o):
         o = observation_to(o, "cpu")
-        entry = model.head.enter(o, chunk_of(actions), tree_to(draws, "cpu"))
+        entry = model.head.enter(o, Actions(torch.as_tensor(actions.values)), tree_to(draws, "cpu"))
         return model.head.actions.velocity(model._fused(model.embed(o), entry)["action"])
 
     targets = obs.token_ar_mask == 1
@@ -112,7 +112,7 @@ def test_ki_velocity_ignores_targets_bit_for_bit():
 def test_training_velocity_equals_velocity_over_the_cached_prefix(name):
     _, model, (obs, actions, draws, _) = make(name)
     head, own = getattr(model.head, "actions", model.head), tree_to(draws.get("actions", draws), "cpu")
-    chunk, inference = chunk_of(actions), observation_to(prompt_only(obs), "cpu")
+    chunk, inference = Actions(torch.as_tensor(actions.values)), observation_to(prompt_only(obs), "cpu")
     training_obs = observation_to(obs, "cpu")
     with torch.no_grad():
         entry = model.head.enter(training_obs, chunk, tree_to(draws, "cpu"))

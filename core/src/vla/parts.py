@@ -121,7 +121,8 @@ class Part:
         draws: heads only: "module" with two numpy functions, so that both frameworks get the same random numbers:
             `draws(chosen, spec, batch, rng)` -> (nested) dict of arrays for one training step, and
             `noise(chosen, spec, batch, rng)` -> the array that sampling starts from.
-        params: "module" with the name tables (`ROWS`, and `OPENPI`, `HF` where they exist).
+        params: "module" with the name tables: `rows(site)`, and `openpi(site)`, `hf(site)` where they exist (`vla.params`).
+            A part without one has no weights of its own.
         settings_version, upgrade: (old settings dict, old version) -> new settings dict.
         contract: the version of the contract of this kind that the part speaks.
     """
