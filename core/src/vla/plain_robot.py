@@ -1,4 +1,4 @@
-"""The robot adapter `plain`: data is already in the model's own names; nothing is renamed or converted."""
+"""The robot adapter `plain`: data is already in the model's own terms; cameras may be renamed, nothing is converted."""
 
 from __future__ import annotations
 
@@ -12,22 +12,32 @@ from vla.parts import Part
 
 @frozen
 class PlainSettings:
-    """Widths of the robot's own state and actions; 0 means as in the spec. No cameras means those of the spec."""
+    """What the data looks like.
+
+    Attributes:
+        state_dim, action_dim: widths of the robot's own state and actions; 0: those of the statistics, else of the spec.
+        cameras: "model=robot" pairs, e.g. "base_0_rgb=front"; none: cameras are named as in the spec.
+        delta: which actions become relative to the state at the start of the chunk: +n for n that do, -n for n that do
+            not, e.g. (6, -1); none: all stay as they are.
+    """
 
     state_dim: int = 0
     action_dim: int = 0
     cameras: tuple[str, ...] = ()
+    delta: tuple[int, ...] = ()
 
 
 def offers(settings: PlainSettings, inner: Mapping[str, Any]) -> Mapping[str, Any]:
     """Facets of a robot."""
-    return {"state_dim": settings.state_dim, "action_dim": settings.action_dim, "cameras": settings.cameras, "hz": None}
+    cameras = tuple(pair.rpartition("=")[2].strip() for pair in settings.cameras)
+    return {"state_dim": settings.state_dim, "action_dim": settings.action_dim, "cameras": cameras, "hz": None}
 
 
 PART = Part(
     kind="robot",
     name="plain",
-    summary="identity adapter: images, state and actions as they come",
+    summary="identity adapter: images, state and actions as they come; cameras may be renamed",
     settings=PlainSettings,
     offers=offers,
+    transforms="vla.transforms.plain:steps",
 )
