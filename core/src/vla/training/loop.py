@@ -8,6 +8,7 @@ gradient is not finite is not applied by the engine; the loop reports its sample
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,20 +78,21 @@ def train(
             got=config.batch_size,
             expected=f"a multiple of {world * config.accumulate}",
         )
+    # Everything that can be refused is refused before the run folder is touched.
+    _check_folder(out, resume, overwrite)
+    found = checkpoints.load_checkpoint(out, resume_step) if resume else None
+    config = config.planned(found.state["config"] if found else None)
+    notes: list[str] = []
+    prepared = prepare(model, data, config, stats, notes.append, found.folder if found else None)
+    if found is not None:
+        _check_same_run(found, config, prepared, allow_change)
+    engine = _engine(prepared, config, world)
+    if found is not None:
+        engine.load_state(found.arrays, str(found.folder))
     with checkpoints.run_lock(out) if rank == 0 else _nothing():
         if rank == 0:
-            _check_folder(out, resume, overwrite)
-            checkpoints.sweep(out)
-        found = checkpoints.load_checkpoint(out, resume_step) if resume else None
-        config = config.planned(found.state["config"] if found else None)
-        notes: list[str] = []
-        prepared = prepare(model, data, config, stats, notes.append, found.folder if found else None)
-        if found is not None:
-            _check_same_run(found, config, prepared, allow_change)
-            if rank == 0:  # an older one was chosen: the later ones belong to another course
-                checkpoints.remove(out, [s for s in checkpoints.checkpoint_steps(out) if s > found.step])
-        run = _Run(out, config, prepared, found, listeners, notes, rank, world)
-        return run.go()
+            _clear(out, found)
+        return _Run(out, config, prepared, engine, found, listeners, notes, rank, world).go()
 
 
 class _Run:
@@ -101,6 +103,7 @@ class _Run:
         out: Path,
         config: TrainConfig,
         prepared: Prepared,
+        engine: Any,
         found: checkpoints.Checkpoint | None,
         listeners: Sequence[Listener],
         notes: Sequence[str],
@@ -109,9 +112,7 @@ class _Run:
     ):
         self.out, self.config, self.prepared, self.rank = out, config, prepared, rank
         self.start = found.step if found else 0
-        self.engine = _engine(prepared, config, world)
-        if found is not None:
-            self.engine.load_state(found.arrays, str(found.folder))
+        self.engine = engine
         samples = Samples(
             prepared.dataset, prepared.group.inputs, prepared.variant.spec.action_horizon, config.cache_gb * 1e9
         )
@@ -274,9 +275,7 @@ def _engine(prepared: Prepared, config: TrainConfig, world: int) -> Any:
 
 
 def _check_folder(out: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse to mix runs; with `overwrite`, forget the old one."""
-    import shutil
-
+    """Refuse to mix runs."""
     steps = checkpoints.checkpoint_steps(out)
     if resume or not (steps or (out / MODEL).exists()):
         return
@@ -288,10 +287,17 @@ def _check_folder(out: Path, resume: bool, overwrite: bool) -> None:
             else "add --overwrite, or choose another --out"
         )
         raise TrainingError("this folder holds a run already", field=str(out), got=got, fix=fix)
-    checkpoints.remove(out, steps)
-    if (out / MODEL / "manifest.json").exists():
-        shutil.rmtree(out / MODEL)
-    (out / FILE).unlink(missing_ok=True)
+
+
+def _clear(out: Path, found: checkpoints.Checkpoint | None) -> None:
+    """Forget what a killed run left half-written, and every step beyond the one we start from."""
+    checkpoints.sweep(out)
+    steps = checkpoints.checkpoint_steps(out)
+    checkpoints.remove(out, [s for s in steps if found is None or s > found.step])
+    if found is None:
+        if (out / MODEL / "manifest.json").exists():
+            shutil.rmtree(out / MODEL)
+        (out / FILE).unlink(missing_ok=True)
 
 
 def _check_same_run(found: checkpoints.Checkpoint, config: TrainConfig, prepared: Prepared, allow_change: bool) -> None:

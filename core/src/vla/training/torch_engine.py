@@ -63,7 +63,8 @@ class TorchEngine:
             self._moments(p, torch.zeros_like(p), torch.zeros_like(p), 0)
         if config.checkpoint_activations:
             recompute_layers(self.model)
-        self.loss = torch.compile(self.model.loss) if config.compile else self.model.loss
+        if config.compile:
+            compile_layers(self.model)
 
     # ---- one update --------------------------------------------------------------------------------------------------
 
@@ -97,7 +98,7 @@ class TorchEngine:
             None if a is None else torch.as_tensor(a, device=self.device) for a in (actions.values, actions.mask)
         )
         with self._autocast():
-            return self.loss(obs, Actions(values, mask), tree_to(draws, self.device))
+            return self.model.loss(obs, Actions(values, mask), tree_to(draws, self.device))
 
     def _apply(self, lr: float, norm: Tensor, bad: Tensor) -> None:
         """Clip, update, average; nothing of it when `bad` is 1."""
@@ -276,6 +277,19 @@ def recompute_layers(model: nn.Module) -> None:
         )
     for module in switches:
         module.checkpointing = True
+
+
+def compile_layers(model: nn.Module) -> None:
+    """torch.compile each transformer layer (members of module lists `layers` and `blocks`).
+
+    Layers of one stack share their compiled code, so this takes seconds where a whole model takes minutes, and what
+    surrounds them (dicts of cameras, roles, losses) stays plain Python.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and name.rsplit(".", 1)[-1] in ("layers", "blocks"):
+            for layer in module:
+                layer.compile()
 
 
 def _array(tensor: Tensor) -> np.ndarray:
