@@ -33,10 +33,10 @@ from vla.transforms.stats import Stats, compute_stats, identity_stats, load_stat
 from vla.transforms.text import Detokenize, InjectDefaultPrompt, ReadPrompt, Tokenize, as_text
 
 __all__ = [
-    "INPUT_STAGES", "OUTPUT_STAGES", "STAGES", "AbsoluteActions", "CheckRow", "Context", "ConvertToUint8", "DeltaActions",
-    "Detokenize", "FitCameras", "FunctionStep", "Group", "InjectDefaultPrompt", "Normalize", "Pad", "Placed", "ReadPrompt",
-    "Repack", "ResizeImages", "Select", "Stats", "Step", "SubsampleActions", "Tokenize", "Unnormalize", "Unpad", "as_text",
-    "build_group", "camera_steps", "collate", "compute_stats", "delta_steps", "flatten", "identity_stats", "load_stats",
-    "make_bool_mask", "make_context", "nest", "normalize", "pad_to", "part_steps", "resize_with_pad", "save_stats", "shift",
-    "stats_steps", "to_uint8", "unnormalize",
+    "INPUT_STAGES", "OUTPUT_STAGES", "STAGES", "AbsoluteActions", "CheckRow", "Context", "ConvertToUint8",
+    "DeltaActions", "Detokenize", "FitCameras", "FunctionStep", "Group", "InjectDefaultPrompt", "Normalize", "Pad",
+    "Placed", "ReadPrompt", "Repack", "ResizeImages", "Select", "Stats", "Step", "SubsampleActions", "Tokenize",
+    "Unnormalize", "Unpad", "as_text", "build_group", "camera_steps", "collate", "compute_stats", "delta_steps",
+    "flatten", "identity_stats", "load_stats", "make_bool_mask", "make_context", "nest", "normalize", "pad_to",
+    "part_steps", "resize_with_pad", "save_stats", "shift", "stats_steps", "to_uint8", "unnormalize",
 ]  # fmt: skip

@@ -13,8 +13,8 @@ from vla.errors import DataError
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Stack what `Group.inputs` gave; every array gains a first axis b.
 
-    A camera that some rows lack is black there, with its mask False. A camera that no row has is left out, with its mask:
-    then nothing is spent on it.
+    A camera that some rows lack is black there, with its mask False. A camera that no row has is left out, with its
+    mask: then nothing is spent on it.
 
     Raises:
         DataError: no rows, or rows that differ in keys or shapes.
@@ -51,9 +51,11 @@ def _images(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, np.ndarray], d
                 image = np.asarray(row["images"][name])
                 if image.shape != first.shape or image.dtype != first.dtype:
                     raise DataError(
-                        "the images of one camera differ", field=f"images[{name!r}]",
-                        got=f"{image.dtype} {image.shape}", expected=f"{first.dtype} {first.shape}",
-                    )  # fmt: skip
+                        "the images of one camera differ",
+                        field=f"images[{name!r}]",
+                        got=f"{image.dtype} {image.shape}",
+                        expected=f"{first.dtype} {first.shape}",
+                    )
                 batch[i] = image
                 seen[i] = bool(row["image_masks"].get(name, True))
         images[name], masks[name] = batch, seen
@@ -66,9 +68,13 @@ def _stack(key: str, values: list[Any]) -> Any:
     arrays = [np.asarray(v) for v in values]
     for array in arrays:
         if array.shape != arrays[0].shape:
-            raise DataError("the samples of a batch differ in shape", field=key, got=array.shape, expected=arrays[0].shape)
+            raise DataError(
+                "the samples of a batch differ in shape", field=key, got=array.shape, expected=arrays[0].shape
+            )
     return np.stack(arrays)
 
 
 def _uneven(key: str, row: int, rows: Sequence[Mapping[str, Any]]) -> DataError:
-    return DataError("the samples of a batch differ in what they hold", field=key, got=f"sample {row} has {sorted(rows[row])}")
+    return DataError(
+        "the samples of a batch differ in what they hold", field=key, got=f"sample {row} has {sorted(rows[row])}"
+    )

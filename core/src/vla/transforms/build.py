@@ -43,16 +43,18 @@ class Context:
 def make_context(
     variant: Any, stats: Mapping[str, Stats] | None, tokenizer: Any = None, default_prompt: str | None = None
 ) -> Context:
-    """The context of a variant. A robot without widths of its own has those of the statistics, else those of the spec."""
+    """The context of a variant. A robot without widths has those of the statistics, else those of the spec."""
     offers, spec = variant.parts["robot"].offers, variant.spec
 
     def width(facet: str, key: str, limit: int) -> int:
         own = offers.get(facet) or 0
         if own > limit:
             raise DataError(
-                f"the robot is wider than the model: {facet}", field=f"spec.{facet}", got=f"robot {own}, model {limit}",
+                f"the robot is wider than the model: {facet}",
+                field=f"spec.{facet}",
+                got=f"robot {own}, model {limit}",
                 fix=f"build with --set spec.{facet}={own}",
-            )  # fmt: skip
+            )
         return own or min(len(stats[key].mean) if stats else limit, limit)
 
     state = width("state_dim", "state", spec.state_dim)
@@ -81,9 +83,11 @@ def part_steps(context: Context) -> list[tuple[str, list[tuple[str, Any]]]]:
                 raise
             except Exception as error:  # a plugin's own bug: name the plugin
                 raise PartError(
-                    f"{what} fails in its transforms", field=chosen.part.transforms, got=f"{type(error).__name__}: {error}",
+                    f"{what} fails in its transforms",
+                    field=chosen.part.transforms,
+                    got=f"{type(error).__name__}: {error}",
                     fix="report this to its authors",
-                ) from error  # fmt: skip
+                ) from error
     return found + _hook_steps(context)
 
 
@@ -105,7 +109,9 @@ def _pairs(value: Any, what: str) -> list[tuple[str, Any]]:
     try:
         return [(stage, step) for stage, step in value]
     except (TypeError, ValueError) as error:
-        raise PartError(f"the transforms of {what} are no list of (stage, step)", got=value, expected=list(STAGES)) from error
+        raise PartError(
+            f"the transforms of {what} are no list of (stage, step)", got=value, expected=list(STAGES)
+        ) from error
 
 
 def _walk(path: str, chosen: Any) -> Any:
@@ -143,10 +149,11 @@ def _needed(stats: Mapping[str, Stats] | None) -> dict[str, Stats]:
     lacking = [k for k in ("state", "actions") if not stats or k not in stats]
     if lacking:
         raise DataError(
-            "there are no normalisation statistics", field=f"norm_stats.json: {lacking[0]}",
+            "there are no normalisation statistics",
+            field=f"norm_stats.json: {lacking[0]}",
             got=None if not stats else sorted(stats),
             fix="compute them: vla stats DATA --model DIR, and put norm_stats.json into the model directory",
-        )  # fmt: skip
+        )
     assert stats is not None
     return {k: stats[k] for k in ("state", "actions")}
 
@@ -174,9 +181,10 @@ def build_group(
             if stats[key].q01 is None or stats[key].q99 is None:
                 raise DataError(
                     "quantile normalisation needs quantiles, and these statistics have none",
-                    field=f"norm_stats.json: {key}.q01", got=None,
+                    field=f"norm_stats.json: {key}.q01",
+                    got=None,
                     fix="compute them: vla stats DATA, or build with --set spec.norm=zscore",
-                )  # fmt: skip
+                )
     ins, outs = order([*part_steps(context), ("core", closing)])
     check_order(ins, RAW)
     check_order(outs, ("actions", "tokens", "state"))

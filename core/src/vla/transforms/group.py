@@ -176,7 +176,9 @@ class Group:
         for way, steps in (("in", self.input_steps), ("out", self.output_steps)):
             for i, p in enumerate(steps):
                 shapes = seen.get(i, "") if way == "in" and seen else getattr(p.step, "shapes", "")
-                rows.append((f"{way} {p.stage}", step_name(p.step), " ".join(p.step.reads), " ".join(p.step.writes), shapes))
+                rows.append(
+                    (f"{way} {p.stage}", step_name(p.step), " ".join(p.step.reads), " ".join(p.step.writes), shapes)
+                )
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[4]]).rstrip() for row in rows]
         return "\n".join([lines[0], "  ".join("-" * w for w in [*widths, 6]), *lines[1:]])
@@ -214,12 +216,14 @@ def _trace(data: Flat, steps: Sequence[Placed]) -> dict[int, str]:
     return out
 
 
-def order(contributions: Iterable[tuple[str, Iterable[tuple[str, Any]]]]) -> tuple[tuple[Placed, ...], tuple[Placed, ...]]:
+def order(
+    contributions: Iterable[tuple[str, Iterable[tuple[str, Any]]]],
+) -> tuple[tuple[Placed, ...], tuple[Placed, ...]]:
     """Input and output steps in their running order.
 
-    Stages run in the fixed order. Within an input stage contributors come in the order given and each one's steps in its
-    own order; within an output stage contributors come in the reverse order, so that who came last on the way in comes
-    first on the way out. How a contributor mixes its stages does not matter.
+    Stages run in the fixed order. Within an input stage contributors come in the order given and each one's steps in
+    its own order; within an output stage contributors come in the reverse order, so that who came last on the way in
+    comes first on the way out. How a contributor mixes its stages does not matter.
 
     Args:
         contributions: (origin, [(stage, step), ...]) with stages of `STAGES`; the core last, as it closes every stage.
@@ -232,7 +236,12 @@ def order(contributions: Iterable[tuple[str, Iterable[tuple[str, Any]]]]) -> tup
         mine: dict[str, list[Placed]] = {}
         for stage, step in steps:
             if stage not in by_stage:
-                raise PartError("no such stage of transforms", field=f"{origin}: {step_name(step)}", got=stage, expected=list(STAGES))
+                raise PartError(
+                    "no such stage of transforms",
+                    field=f"{origin}: {step_name(step)}",
+                    got=stage,
+                    expected=list(STAGES),
+                )
             for name in ("reads", "writes"):
                 value = getattr(step, name, None)
                 if not isinstance(value, tuple) or not all(isinstance(v, str) for v in value):

@@ -19,7 +19,7 @@ from vla.transforms.group import Flat
 CameraPlaces = Mapping[str, tuple[str, ...]]
 
 
-# ---- functions ---------------------------------------------------------------------------------------------------------
+# ---- functions -----------------------------------------------------------------------------------------------------
 
 
 def to_uint8(image: Any, name: str = "image") -> np.ndarray:
@@ -43,9 +43,11 @@ def to_uint8(image: Any, name: str = "image") -> np.ndarray:
         low, high = float(x.min()), float(x.max())  # NaN fails both comparisons
         if not (low >= -1e-3 and high <= 1 + 1e-3):
             raise DataError(
-                "a float image must lie in [0, 1]", field=name, got=f"{low:g} to {high:g}",
+                "a float image must lie in [0, 1]",
+                field=name,
+                got=f"{low:g} to {high:g}",
                 fix="send uint8, or scale to [0, 1]",
-            )  # fmt: skip
+            )
         x = (255 * np.clip(x, 0, 1)).astype(np.uint8)
     if x.dtype != np.uint8:
         raise DataError("an image must be uint8, or float in [0, 1]", field=name, got=x.dtype)
@@ -73,7 +75,7 @@ def resize_with_pad(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return out.reshape(*image.shape[:-3], height, width, 3)
 
 
-# ---- steps -------------------------------------------------------------------------------------------------------------
+# ---- steps ---------------------------------------------------------------------------------------------------------
 
 
 @frozen
@@ -121,14 +123,18 @@ class FitCameras:
         if unknown := [name for name in came if name not in self.known]:
             raise DataError(
                 f"the robot adapter {self.robot!r} knows no such camera",
-                field=f"images[{unknown[0]!r}]", got=sorted(came), expected=f"any of {list(self.known)}",
-                fix=f'say where it belongs, e.g. --set \'robot.cameras=["{self.spec_cameras[0]}={unknown[0]}"]\'',
-            )  # fmt: skip
+                field=f"images[{unknown[0]!r}]",
+                got=sorted(came),
+                expected=f"any of {list(self.known)}",
+                fix=f"say where it belongs, e.g. --set 'robot.cameras=[\"{self.spec_cameras[0]}={unknown[0]}\"]'",
+            )
         if lacking := [name for name in self.required if name not in came]:
             raise DataError(
                 f"the robot adapter {self.robot!r} needs a camera that did not come",
-                field=f"images[{lacking[0]!r}]", got=sorted(came), fix="send every camera of the robot",
-            )  # fmt: skip
+                field=f"images[{lacking[0]!r}]",
+                got=sorted(came),
+                fix="send every camera of the robot",
+            )
         out = {k: v for k, v in data.items() if not k.startswith(("images/", "image_masks/"))}
         for mine, theirs in self.pairs:
             if theirs in came and bool(data.get(f"image_masks/{theirs}", True)):
@@ -164,10 +170,12 @@ class ResizeImages:
             if group == "images":
                 if name not in self.cameras:
                     raise DataError(
-                        "an image of a camera that this policy does not know", field=f"images[{name!r}]",
-                        got=sorted(k[7:] for k in data if k.startswith("images/")), expected=f"any of {list(self.cameras)}",
-                        fix=f'rename it, e.g. --set \'robot.cameras=["{self.cameras[0]}={name}"]\'',
-                    )  # fmt: skip
+                        "an image of a camera that this policy does not know",
+                        field=f"images[{name!r}]",
+                        got=sorted(k[7:] for k in data if k.startswith("images/")),
+                        expected=f"any of {list(self.cameras)}",
+                        fix=f"rename it, e.g. --set 'robot.cameras=[\"{self.cameras[0]}={name}\"]'",
+                    )
                 out[key] = resize_with_pad(to_uint8(value, f"images[{name!r}]"), self.height, self.width)
         for name in self.cameras:
             mask = out.setdefault(f"image_masks/{name}", f"images/{name}" in out)
@@ -206,9 +214,11 @@ def camera_steps(
             pairs.append((mine.strip(), (theirs or mine).strip()))
             if pairs[-1][0] not in spec_cameras:
                 raise SettingsError(
-                    "a pair names no camera of the model", field="robot.cameras", got=text,
+                    "a pair names no camera of the model",
+                    field="robot.cameras",
+                    got=text,
                     expected=f"one of {list(spec_cameras)} on the left, e.g. {spec_cameras[0]}={pairs[-1][1]}",
-                )  # fmt: skip
+                )
     else:
         for theirs, names in places.items():
             free = [n for n in names if n in spec_cameras and n not in [mine for mine, _ in pairs]]
@@ -219,10 +229,11 @@ def camera_steps(
         raise SettingsError("two cameras of the robot for one of the model", field="robot.cameras", got=twice[0])
     if not pairs:
         raise SettingsError(
-            f"no camera of the robot {robot!r} fits a camera of the model", field="robot.cameras",
+            f"no camera of the robot {robot!r} fits a camera of the model",
+            field="robot.cameras",
             got=f"robot: {list(places)}, model: {list(spec_cameras)}",
             fix=f"say which is which: --set 'robot.cameras=[\"{spec_cameras[0]}=NAME\"]'",
-        )  # fmt: skip
+        )
     known = dict.fromkeys([*places, *(theirs for _, theirs in pairs)])
     used = {theirs for _, theirs in pairs}
     needed = tuple(name for name in required if name in used)

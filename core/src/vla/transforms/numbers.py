@@ -19,7 +19,7 @@ from vla.transforms.stats import Stats
 EPS = 1e-6  # added to the standard deviation, and to the quantile range
 
 
-# ---- functions ---------------------------------------------------------------------------------------------------------
+# ---- functions -----------------------------------------------------------------------------------------------------
 
 
 def make_bool_mask(*runs: int) -> tuple[bool, ...]:
@@ -39,9 +39,11 @@ def normalize(x: np.ndarray, stats: Stats, norm: str) -> np.ndarray:
     d = x.shape[-1]
     if d > len(low):
         raise DataError(
-            "the data is wider than its statistics", field="norm_stats", got=f"{d} values, statistics of {len(low)}",
+            "the data is wider than its statistics",
+            field="norm_stats",
+            got=f"{d} values, statistics of {len(low)}",
             fix="compute the statistics of this data: vla stats DATA",
-        )  # fmt: skip
+        )
     z = (x - low[:d]) / width[:d]
     return z if norm == "zscore" else z * 2.0 - 1.0
 
@@ -72,7 +74,7 @@ def _scale(stats: Stats, norm: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shift(actions: np.ndarray, state: np.ndarray, mask: np.ndarray, sign: int) -> np.ndarray:
-    """Actions [... t d] plus (sign 1) or minus (-1) the state [... s] of the chunk's first frame, where mask is True."""
+    """Actions [... t d] plus (sign 1) or minus (-1) the state [... s] of the chunk's start, where the mask is True."""
     d = len(mask)
     if actions.shape[-1] < d or state.shape[-1] < d:
         raise DataError(
@@ -106,11 +108,13 @@ def _array(value: Any, name: str, ndim: int) -> np.ndarray:
     if x.dtype.kind not in "fiub":
         raise DataError(f"{name} must be numbers", field=name, got=f"{x.dtype} {x.shape}")
     if x.ndim < ndim or x.shape[-1] == 0:
-        raise DataError(f"{name} has a wrong shape", field=name, got=x.shape, expected=f"{ndim} axes, none of them empty")
+        raise DataError(
+            f"{name} has a wrong shape", field=name, got=x.shape, expected=f"{ndim} axes, none of them empty"
+        )
     return x
 
 
-# ---- steps -------------------------------------------------------------------------------------------------------------
+# ---- steps ---------------------------------------------------------------------------------------------------------
 
 
 @frozen
@@ -139,15 +143,19 @@ class CheckRow:
             if want and x.shape[-1] != want:
                 raise DataError(
                     f"the robot adapter {self.robot!r} has another number of values in {name}",
-                    field=name, got=f"{x.shape[-1]} values", expected=want,
+                    field=name,
+                    got=f"{x.shape[-1]} values",
+                    expected=want,
                     fix="choose the adapter of the robot that recorded this data: --robot NAME",
-                )  # fmt: skip
+                )
             if not np.isfinite(x).all():
                 bad = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
                 raise DataError(
-                    f"{name} has NaN or infinite values", field=f"{name}{list(bad)}", got=float(x[bad]),
+                    f"{name} has NaN or infinite values",
+                    field=f"{name}{list(bad)}",
+                    got=float(x[bad]),
                     fix="check the sensor, or drop this frame",
-                )  # fmt: skip
+                )
         return out
 
 
@@ -184,7 +192,10 @@ class Unnormalize:
     writes: ClassVar = ("actions", "state?")
 
     def __call__(self, data: Flat) -> Flat:
-        return {**data, **{k: unnormalize(np.asarray(data[k]), s, self.norm) for k, s in self.stats.items() if k in data}}
+        return {
+            **data,
+            **{k: unnormalize(np.asarray(data[k]), s, self.norm) for k, s in self.stats.items() if k in data},
+        }
 
 
 @frozen
@@ -199,7 +210,10 @@ class DeltaActions:
     def __call__(self, data: Flat) -> Flat:
         if "actions" not in data:
             return data
-        return {**data, "actions": shift(np.asarray(data["actions"]), np.asarray(data["state"]), np.array(self.mask), -1)}
+        return {
+            **data,
+            "actions": shift(np.asarray(data["actions"]), np.asarray(data["state"]), np.array(self.mask), -1),
+        }
 
 
 @frozen
@@ -211,7 +225,10 @@ class AbsoluteActions:
     writes: ClassVar = ("actions",)
 
     def __call__(self, data: Flat) -> Flat:
-        return {**data, "actions": shift(np.asarray(data["actions"]), np.asarray(data["state"]), np.array(self.mask), 1)}
+        return {
+            **data,
+            "actions": shift(np.asarray(data["actions"]), np.asarray(data["state"]), np.array(self.mask), 1),
+        }
 
 
 def delta_steps(*runs: int) -> list[tuple[str, Any]]:
@@ -291,13 +308,21 @@ class Pad:
         actions = np.asarray(data["actions"])
         if actions.ndim != 2 or actions.shape[0] != self.horizon:
             raise DataError(
-                "the chunk has another length than the model's", field="actions", got=actions.shape,
-                expected=f"{self.horizon} steps", fix=f"build with --set spec.action_horizon={actions.shape[0]}, or ask "
+                "the chunk has another length than the model's",
+                field="actions",
+                got=actions.shape,
+                expected=f"{self.horizon} steps",
+                fix=f"build with --set spec.action_horizon={actions.shape[0]}, or ask "
                 f"the dataset for {self.horizon} steps",
-            )  # fmt: skip
+            )
         real = np.ones(self.horizon, bool) if is_pad is None else ~np.asarray(is_pad, bool)
         if real.shape != (self.horizon,):
-            raise DataError("actions_is_pad does not fit the chunk", field="actions_is_pad", got=real.shape, expected=(self.horizon,))
+            raise DataError(
+                "actions_is_pad does not fit the chunk",
+                field="actions_is_pad",
+                got=real.shape,
+                expected=(self.horizon,),
+            )
         mask = np.zeros((self.horizon, self.action_dim), bool)
         mask[real, : actions.shape[-1]] = True
         out["actions"] = pad_to(actions, self.action_dim, "actions").astype(np.float32)

@@ -1,9 +1,9 @@
 """Exact mean, deviation, quantiles and extremes of long streams of rows, in bounded memory.
 
-Quantiles are exact order statistics, found by radix selection: a float32 has an unsigned key with the same order, so one
-pass counts the upper 16 bits of all keys and a second pass counts the lower 16 bits of those that share the upper bits
-of a wanted rank. That takes 2 * 65,536 counters per dim, whatever the data are, and no sort. Between two order statistics
-values are interpolated as numpy's default does.
+Quantiles are exact order statistics, found by radix selection: a float32 has an unsigned key with the same order, so
+one pass counts the upper 16 bits of all keys and a second pass counts the lower 16 bits of those that share the upper
+bits of a wanted rank. That takes a few tables of 65,536 counters per dim, whatever the data are, and no sort. Between
+two order statistics values are interpolated as numpy's default does.
 
 Bound: for float32 data (and integers up to 2**24) the quantiles are numpy's on the whole data, up to one rounding of
 float64. Other data are rounded to float32 first: the quantile is off by at most 6e-8 of its size.
@@ -64,7 +64,7 @@ def summarise_batches(batches: Callable[[], Iterable[Batch]], name: str = "rows"
         for rank, h in zip(ranks, halves[j]):
             inside = np.cumsum(lower[j][h])
             values.append(_value(h, int(np.searchsorted(inside, rank - before[h], side="right"))))
-        for level, (i, part), label in zip(LEVELS, parts, ("q01", "q99")):
+        for (i, part), label in zip(parts, ("q01", "q99")):
             out[label][j] = _between(values[i], values[i + 1], part)
         out["below"][j] = _share_below(out["q01"][j], lower[j], before, values, count)
         out["above"][j] = 1 - _share_below(out["q99"][j], lower[j], before, values, count, up_to=True)
@@ -100,9 +100,11 @@ def _first_pass(batches: Callable[[], Iterable[Batch]], name: str) -> tuple[dict
             if not (abs(lo) < 3.4e38 and abs(hi) < 3.4e38):
                 bad = int(np.argmax(~(np.abs(column) < 3.4e38)))
                 raise DataError(
-                    "a value is NaN, infinite or too large", field=f"{name}, row {done + bad}, dim {j}",
-                    got=float(column[bad]), fix="repair or drop that episode",
-                )  # fmt: skip
+                    "a value is NaN, infinite or too large",
+                    field=f"{name}, row {done + bad}, dim {j}",
+                    got=float(column[bad]),
+                    fix="repair or drop that episode",
+                )
             x = column.astype(np.float64)
             m = float(x.mean() if counts is None else np.dot(x, counts) / n)
             x -= m
@@ -171,7 +173,12 @@ def _between(a: float, b: float, part: float) -> float:
 
 
 def _share_below(
-    level: float, tables: dict[int, np.ndarray], before: dict[int, int], values: list[float], count: int, up_to: bool = False
+    level: float,
+    tables: dict[int, np.ndarray],
+    before: dict[int, int],
+    values: list[float],
+    count: int,
+    up_to: bool = False,
 ) -> float:
     """Share of values below `level` (up_to: or equal). The level lies at or between two of `values`."""
     key = int(_keys(np.array([level], np.float32))[0])

@@ -48,14 +48,18 @@ class Stats:
             if x is None:
                 continue
             if x.ndim != 1 or len(x) != len(self.mean):
-                raise DataError("statistics are vectors of one length", field=name, got=x.shape, expected=self.mean.shape)
+                raise DataError(
+                    "statistics are vectors of one length", field=name, got=x.shape, expected=self.mean.shape
+                )
             if not np.isfinite(x).all():
                 raise DataError("statistics must be finite", field=name, got=x[~np.isfinite(x)][0])
         if (self.std < 0).any():
             raise DataError("a standard deviation is negative", field="std", got=float(self.std.min()))
         if self.q01 is not None and self.q99 is not None and (self.q99 < self.q01).any():
             at = int(np.argmax(self.q99 < self.q01))
-            raise DataError("a 99th percentile lies below the 1st", field=f"q99[{at}]", got=self.q99[at], expected=self.q01[at])
+            raise DataError(
+                "a 99th percentile lies below the 1st", field=f"q99[{at}]", got=self.q99[at], expected=self.q01[at]
+            )
 
 
 def identity_stats(state_dim: int, action_dim: int) -> dict[str, Stats]:
@@ -67,7 +71,7 @@ def identity_stats(state_dim: int, action_dim: int) -> dict[str, Stats]:
     return {"state": one(state_dim), "actions": one(action_dim)}
 
 
-# ---- norm_stats.json ---------------------------------------------------------------------------------------------------
+# ---- norm_stats.json -----------------------------------------------------------------------------------------------
 
 
 def save_stats(stats: Mapping[str, Stats], path: str | Path, about: Mapping[str, Any] | None = None) -> Path:
@@ -119,7 +123,9 @@ def load_stats(path: str | Path) -> dict[str, Stats]:
     table = _read(path)
     entries = table.get("norm_stats")
     if not isinstance(entries, dict) or not entries:
-        raise StoreError("not a norm_stats.json", field=str(path), got=sorted(table)[:8], expected='{"norm_stats": {...}}')
+        raise StoreError(
+            "not a norm_stats.json", field=str(path), got=sorted(table)[:8], expected='{"norm_stats": {...}}'
+        )
     digests = table["vla"].get("data", {}) if isinstance(table.get("vla"), dict) else {}
     out = {}
     for key, entry in entries.items():
@@ -133,7 +139,9 @@ def load_stats(path: str | Path) -> dict[str, Stats]:
         except (TypeError, ValueError) as error:
             raise StoreError("statistics must be lists of numbers", field=where, got=str(error)) from error
         except DataError as error:
-            raise StoreError(error.what, field=f"{where}.{error.field}", fix="compute them again: vla stats DATA") from error
+            raise StoreError(
+                error.what, field=f"{where}.{error.field}", fix="compute them again: vla stats DATA"
+            ) from error
     return out
 
 
@@ -148,7 +156,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise StoreError("there are no normalisation statistics", field=str(path), fix="compute them: vla stats DATA") from error
+        raise StoreError(
+            "there are no normalisation statistics", field=str(path), fix="compute them: vla stats DATA"
+        ) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise StoreError("the statistics cannot be read", field=str(path), got=str(error)) from error
     if not isinstance(table, dict):
@@ -156,7 +166,7 @@ def _read(path: Path) -> dict[str, Any]:
     return table
 
 
-# ---- computing ---------------------------------------------------------------------------------------------------------
+# ---- computing -----------------------------------------------------------------------------------------------------
 
 
 def compute_stats(dataset: Any, variant: Any, horizon: int | None = None) -> dict[str, Stats]:
@@ -183,11 +193,13 @@ def summarise(dataset: Any, variant: Any, horizon: int | None = None) -> dict[st
     """
     from vla.transforms.build import stats_steps
 
+    widths: Mapping[str, Any] = {}
     if isinstance(variant, (list, tuple)):
         steps = [getattr(s, "step", s) for s in variant]
     else:
         steps = [p.step for p in stats_steps(variant)]
         horizon = variant.spec.action_horizon if horizon is None else horizon
+        widths = variant.parts["robot"].offers
     if horizon is None or horizon < 1:
         raise DataError("statistics of chunks need their length", field="horizon", got=horizon, expected=">= 1")
     states, actions = np.asarray(dataset.states()), np.asarray(dataset.actions())
@@ -200,6 +212,16 @@ def summarise(dataset: Any, variant: Any, horizon: int | None = None) -> dict[st
         out["actions"] = summarise_batches(lambda: _weighted(rows, episodes, horizon), "actions")
     else:
         out["actions"] = summarise_batches(_chunks(states, actions, steps, episodes, horizon), "actions")
+    for key, facet in (("state", "state_dim"), ("actions", "action_dim")):
+        want, got = widths.get(facet) or 0, len(out[key].mean)
+        if want and got != want:
+            raise DataError(
+                f"the data has another number of values in {key} than the robot",
+                field=key,
+                got=got,
+                expected=want,
+                fix="choose the adapter of the robot that recorded this data: --robot NAME",
+            )
     return out
 
 
@@ -218,7 +240,7 @@ def _frames(states: np.ndarray, actions: np.ndarray, steps: Sequence[Any], episo
 
 
 def _weighted(rows: Rows, episodes: Sequence[range], horizon: int) -> Iterator[Batch]:
-    """Actions of single frames, each with the number of chunks it stands in: those that start at most horizon - 1 before."""
+    """Actions of single frames, each with the number of chunks it stands in (that start less than horizon before)."""
     starts = np.array(sorted(e.start for e in episodes))
     for _, a, frames in rows():
         place = frames - starts[np.searchsorted(starts, frames, side="right") - 1]
@@ -278,7 +300,7 @@ def _through(steps: Sequence[Any], states: np.ndarray, actions: np.ndarray) -> t
     return np.asarray(data["state"]), np.asarray(data["actions"])
 
 
-# ---- report ------------------------------------------------------------------------------------------------------------
+# ---- report --------------------------------------------------------------------------------------------------------
 
 
 def findings(summaries: Mapping[str, Summary], norm: str) -> list[str]:
@@ -286,10 +308,14 @@ def findings(summaries: Mapping[str, Summary], norm: str) -> list[str]:
     out = []
     for key, s in summaries.items():
         spread = s.std if norm == "zscore" else s.q99 - s.q01
+        fixed = [d for d in range(len(s.mean)) if s.max[d] == s.min[d]]
+        if fixed:
+            dims = ", ".join(f"{d} ({s.min[d]:g})" for d in fixed)
+            out.append(f"{key}: constant dims {dims}: any other value at run time becomes huge")
         for d in range(len(s.mean)):
-            if s.max[d] == s.min[d]:
-                out.append(f"{key}[{d}] is constant ({s.mean[d]:g}): any other value at run time becomes huge")
-            elif spread[d] < _CONSTANT:
+            if d in fixed:
+                continue
+            if spread[d] < _CONSTANT:
                 what = "standard deviation" if norm == "zscore" else "range from the 1st to the 99th percentile"
                 out.append(f"{key}[{d}] has a {what} of {spread[d]:g}: rare values become huge")
             else:
@@ -314,7 +340,7 @@ def report(summaries: Mapping[str, Summary], names: Mapping[str, Sequence[str]] 
         labels = (names or {}).get(key, ())
         for d in range(len(s.mean)):
             values = (s.min[d], s.q01[d], s.mean[d], s.std[d], s.q99[d], s.max[d])
-            share = f"{100 * s.below[d]:.2f} % below, {100 * s.above[d]:.2f} % above"
+            share = f"{100 * s.below[d]:.2f} + {100 * s.above[d]:.2f} %"
             if s.min[d] == s.max[d]:
                 share = "constant"
             name = labels[d] if d < len(labels) else ""

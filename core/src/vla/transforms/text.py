@@ -1,4 +1,4 @@
-"""Steps on words and tokens: the prompt, tokenising it (with state and actions), and reading actions back from tokens."""
+"""Steps on words and tokens: the prompt, tokenising it with state and actions, reading actions back from tokens."""
 
 from __future__ import annotations
 
@@ -53,9 +53,11 @@ class ReadPrompt:
     def __call__(self, data: Flat) -> Flat:
         if "prompt" not in data:
             raise DataError(
-                "the sample has no instruction", field="prompt", got=sorted(data),
+                "the sample has no instruction",
+                field="prompt",
+                got=sorted(data),
                 fix="send prompt=..., give a default prompt, or name the task in the dataset",
-            )  # fmt: skip
+            )
         return {**data, "prompt": as_text(data["prompt"])}
 
 
@@ -81,7 +83,11 @@ class Tokenize:
         with_actions = {"actions" in row for row in rows}
         if len(with_actions) > 1:
             raise DataError("some samples of a batch have actions and some have none", field="actions")
-        actions = np.stack([row["actions"] for row in rows]) if True in with_actions and self.tokenizer.codec is not None else None
+        actions = (
+            np.stack([row["actions"] for row in rows])
+            if True in with_actions and self.tokenizer.codec is not None
+            else None
+        )
         out = self.tokenizer.tokenize_batch([row["prompt"] for row in rows], [row["state"] for row in rows], actions)
         return [{**row, **{k: v[i] for k, v in out.items()}} for i, row in enumerate(rows)]
 

@@ -30,13 +30,17 @@ class ReadState:
             return data
         for key in (JOINTS, GRIPPER):
             if key not in data:
-                raise DataError("the observation is incomplete", field=key, got=sorted(data), expected=f"{JOINTS}, {GRIPPER}")
+                raise DataError(
+                    "the observation is incomplete", field=key, got=sorted(data), expected=f"{JOINTS}, {GRIPPER}"
+                )
         joints, gripper = np.asarray(data[JOINTS]), np.asarray(data[GRIPPER])
         if gripper.ndim == joints.ndim - 1:
             gripper = gripper[..., None]
         if joints.shape[-1:] != (DIM - 1,) or gripper.shape != (*joints.shape[:-1], 1):
             raise DataError(
-                "DROID has 7 joints and one gripper value", field=f"{JOINTS}, {GRIPPER}", got=f"{joints.shape}, {gripper.shape}"
+                "DROID has 7 joints and one gripper value",
+                field=f"{JOINTS}, {GRIPPER}",
+                got=f"{joints.shape}, {gripper.shape}",
             )
         out = {k: v for k, v in data.items() if k not in (JOINTS, GRIPPER)}
         return {**out, "state": np.concatenate([joints, gripper], -1)}
@@ -57,8 +61,12 @@ class ReadCameras:
 def steps(settings: DroidSettings, context: Context) -> list[tuple[str, Any]]:
     """What the adapter contributes."""
     cameras = camera_steps(
-        "droid", CAMERAS, context.variant.spec.cameras, override=settings.cameras,
-        required=("exterior_image_1_left", "wrist_image_left"), mask_absent=settings.mask_absent,
-    )  # fmt: skip
+        "droid",
+        CAMERAS,
+        context.variant.spec.cameras,
+        override=settings.cameras,
+        required=("exterior_image_1_left", "wrist_image_left"),
+        mask_absent=settings.mask_absent,
+    )
     out = [("inputs.robot", ReadState()), ("inputs.robot", ReadCameras()), *cameras]
     return out + (delta_steps(*DELTA) if settings.delta else [])

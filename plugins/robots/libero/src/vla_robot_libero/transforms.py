@@ -40,8 +40,12 @@ class ReadCameras:
 def steps(settings: LiberoSettings, context: Context) -> list[tuple[str, Any]]:
     """What the adapter contributes."""
     cameras = camera_steps(
-        "libero", CAMERAS, context.variant.spec.cameras, override=settings.cameras, required=("image",),
+        "libero",
+        CAMERAS,
+        context.variant.spec.cameras,
+        override=settings.cameras,
+        required=("image",),
         mask_absent=settings.mask_absent,
-    )  # fmt: skip
+    )
     out = [("inputs.robot", ReadState()), ("inputs.robot", ReadCameras()), *cameras]
     return out + (delta_steps(*DELTA) if settings.delta else [])

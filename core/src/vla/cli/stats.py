@@ -1,0 +1,95 @@
+"""`vla stats`: normalisation statistics of a dataset, exactly, and what is odd about them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vla.cli import console
+
+
+def stats(
+    data: str,
+    /,
+    model: str = "",
+    robot: str = "",
+    set: console.Words = [],  # noqa: B006 (never changed)
+    horizon: int = 0,
+    out: Path = Path("norm_stats.json"),
+) -> int:
+    """Mean, deviation and 1st and 99th percentile of states and actions, as a model sees them; no image is decoded.
+
+    Actions are those of all chunks, after the robot's conversions and delta actions, without the repeated actions past
+    the end of an episode. The quantiles are exact. openpi reads the file too.
+
+    Args:
+        data: a dataset folder in LeRobot's format, a hub name in the local cache, or PART:PATH.
+        model: a variant file, or the folder of one, that the statistics are for.
+        robot: the robot adapter; default: that of the model, else of the dataset, else plain.
+        set: path=value, any setting of the variant, e.g. robot.delta=true; may be repeated.
+        horizon: actions per chunk; default: that of the variant.
+        out: the file to write, or a folder for norm_stats.json.
+    """
+    from vla.datasets import open_dataset
+    from vla.errors import StoreError
+    from vla.transforms.stats import FILE, Stats, findings, report, save_stats, summarise
+
+    target = out / FILE if out.is_dir() else out
+    if (target.parent / "model.safetensors").exists():
+        fix = "write them elsewhere; fine-tune with vla train --stats FILE"
+        raise StoreError(
+            "statistics are part of a trained model and stay as they are", field="--out", got=str(out), fix=fix
+        )
+    dataset = open_dataset(data)
+    variant = _variant(model, robot, set, dataset.info.robot)
+    steps = horizon or variant.spec.action_horizon
+    summaries = summarise(dataset, variant, steps)
+    info, adapter, norm = dataset.info, variant.parts["robot"], variant.spec.norm
+    names = {"state": info.state_names, "actions": info.action_names}
+    title = (
+        f"{len(dataset)} frames in {len(dataset.episodes)} episodes; {summaries['actions'].count} actions in chunks of "
+        f"{steps}; robot {adapter.part.name}"
+    )
+    columns = ("dim", "name", "min", "q01", "mean", "std", "q99", "max", "below + above")
+    console.show(
+        console.table(
+            console.escape(title), columns, [[console.escape(c) for c in row] for row in report(summaries, names)]
+        )
+    )
+    found = findings(summaries, norm)
+    for line in found:
+        console.note(f"look: {line}")
+    digest = dataset.digest()
+    about = {
+        "source": info.source,
+        "frames": len(dataset),
+        "horizon": steps,
+        "robot": adapter.table(),
+        "counts": {key: s.count for key, s in summaries.items()},
+        "min": {key: s.min.tolist() for key, s in summaries.items()},
+        "max": {key: s.max.tolist() for key, s in summaries.items()},
+        "findings": found,
+    }
+    made = {key: Stats(s.mean, s.std, s.q01, s.q99, data=digest) for key, s in summaries.items()}
+    console.note(f"wrote {save_stats(made, target, about)}")
+    return 0
+
+
+def _variant(model: str, robot: str, set: list[str], recorded: str) -> Any:
+    from vla import registry
+    from vla.compose import build
+
+    if model:
+        return build(base=model, robot=robot or None, set=set)
+    if not robot:
+        known = {item.name for item in registry.listed("robot")}
+        robot = recorded if recorded in known else "plain"
+        console.note(
+            f"robot adapter: {robot}" + ("" if robot == recorded else " (the dataset names none that is installed)")
+        )
+    return build(robot=robot, set=set)
+
+
+def main(argv: list[str]) -> int:
+    """The verb."""
+    return console.call(stats, "stats", argv)
