@@ -4,7 +4,7 @@ import pytest
 
 from vla.errors import SettingsError
 from vla.training.config import TrainConfig, changes, config_from
-from vla.training.schedules import learning_rate
+from vla.training.schedules import ema_decay, learning_rate
 
 STEPS = [0, 1, 2, 10, 499, 999, 1000, 1001, 5000, 15_000, 29_999, 30_000, 40_000]
 
@@ -83,3 +83,10 @@ def test_config_survives_json():
 
     config = TrainConfig(freeze=("backbone.vision",), steps=7).planned()
     assert config_from(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_the_average_forgets_its_first_weights_quickly_and_ends_as_openpis():
+    config = TrainConfig(ema_decay=0.99)
+    assert ema_decay(config, 0) == pytest.approx(0.1)
+    assert ema_decay(config, 889) < 0.99 == ema_decay(config, 890)
+    assert {ema_decay(TrainConfig(ema_decay=0.99, ema_warmup=False), k) for k in (0, 10**6)} == {0.99}

@@ -55,7 +55,7 @@ def test_the_update_is_optax_adamw_with_clipping(clip):
     rng = np.random.default_rng(0)
     for step in range(6):
         rows = rng.normal(size=(4, 3)).astype(np.float32)
-        result = engine.read([engine.step([quadratic_batch(rows)], 0.01 * (step + 1))])[0]
+        result = engine.read([engine.step([quadratic_batch(rows)], 0.01 * (step + 1), 0.9)])[0]
         grad = (params["w"] - rows.mean(0)) * jnp.array([1.0, 10.0, 0.1])
         assert result["grad_norm"] == pytest.approx(float(jnp.linalg.norm(grad)), rel=1e-5)
         updates, state = theirs.update({"w": grad, "unused": jnp.zeros(2)}, state, params)
@@ -147,7 +147,7 @@ def test_evaluation_uses_the_average_and_leaves_no_trace():
     engine, loader = real_engine(ema_decay=0.5)
     batch = loader.batch(0).micro[0]
     for k in range(3):
-        engine.step(loader.batch(k).micro, 1e-2)
+        engine.step(loader.batch(k).micro, 1e-2, 0.5)
     before = {k: v.copy() for k, v in engine.state()["params"].items()}
     average = engine.evaluate(*batch)["loss"]
     assert all(np.array_equal(before[k], v) for k, v in engine.state()["params"].items())

@@ -26,6 +26,7 @@ _PUBLIC = {
     "resolve": "compose", "variant_from_toml": "compose",
     "find": "registry", "listed": "registry",
     "open": "policy", "Policy": "policy",
+    "train": "training.loop", "TrainConfig": "training.config",
 }  # fmt: skip
 __all__ = ["__version__", *_PUBLIC]
 

@@ -48,6 +48,8 @@ class TrainConfig:
         lr_timescale: rsqrt: lr / sqrt((timescale + steps since warm-up) / timescale).
         clip: largest global gradient norm; 0 turns clipping off.
         ema_decay: decay of the averaged weights that are saved for inference; 0 turns averaging off.
+        ema_warmup: let the decay grow to ema_decay as (1 + step) / (10 + step), so that the average of a short run is
+            not made of its first weights. False: ema_decay from the first step, as in openpi (0.99: equal from 890 on).
         freeze: parameter-name prefixes that are not trained, e.g. `backbone.vision`.
         checkpoint_activations: recompute each transformer layer in the backward pass: less memory, about 1/3 more time.
         compile: torch.compile the loss.
@@ -87,6 +89,7 @@ class TrainConfig:
     weight_decay: float = 1e-10
     clip: float = 1.0
     ema_decay: float = 0.99
+    ema_warmup: bool = True
     freeze: tuple[str, ...] = ()
     checkpoint_activations: bool = False
     compile: bool = False

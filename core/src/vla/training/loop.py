@@ -24,7 +24,7 @@ from vla.training.config import TrainConfig, TrainingError, TrainResult, changes
 from vla.training.loader import Loader, Samples
 from vla.training.metrics import FILE, Jsonl, Listener, Progress, open_listeners
 from vla.training.prepare import Prepared, prepare
-from vla.training.schedules import learning_rate
+from vla.training.schedules import ema_decay, learning_rate
 from vla.training.validation import Validator
 
 MODEL = "model"  # the model directory inside the run directory
@@ -151,7 +151,7 @@ class _Run:
         try:
             with _stop_requests() as stop:
                 for batch in self.loader.stream(self.start, c.steps):
-                    pending.append((step, self.engine.step(batch.micro, learning_rate(c, step))))
+                    pending.append((step, self.engine.step(batch.micro, learning_rate(c, step), ema_decay(c, step))))
                     step += 1
                     log = step % c.log_every == 0 or step == c.steps
                     save = step % c.save_every == 0 or step == c.steps

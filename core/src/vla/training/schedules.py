@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: openpi's schedules (optax formulas), in plain Python floats.
+"""Learning rate and averaging as pure functions of the step: openpi's schedules (optax formulas), in Python floats.
 
 `step` counts updates from 0. Both engines ask here, so that they take the same step sizes.
 """
@@ -24,3 +24,8 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     span = max(1, config.lr_decay_steps - warmup)
     along = min(step - warmup, span) / span
     return config.lr_final + (config.lr - config.lr_final) * 0.5 * (1 + math.cos(math.pi * along))
+
+
+def ema_decay(config: TrainConfig, step: int) -> float:
+    """How much of the average is kept at update number `step`."""
+    return min(config.ema_decay, (1 + step) / (10 + step)) if config.ema_warmup else config.ema_decay

@@ -68,8 +68,12 @@ class TorchEngine:
 
     # ---- one update --------------------------------------------------------------------------------------------------
 
-    def step(self, micro_batches: Sequence[tuple[Observation, Actions, Any]], lr: float) -> dict[str, Tensor]:
+    def step(
+        self, micro_batches: Sequence[tuple[Observation, Actions, Any]], lr: float, keep: float = 0.0
+    ) -> dict[str, Tensor]:
         """One update from equal micro-batches of host arrays (observation, actions, draws).
+
+        `lr` is the learning rate; the average keeps `keep` of itself.
 
         Returns:
             0-d tensors on the device: `loss`, `loss/NAME`, `grad_norm` (before clipping), `bad` (1: not applied).
@@ -89,7 +93,7 @@ class TorchEngine:
         grads = [p.grad for p in self.trained.values()]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         bad = (~(torch.isfinite(norm) & torch.isfinite(sums["loss"]))).float()
-        self._apply(lr, norm, bad)
+        self._apply(lr, keep, norm, bad)
         return {**sums, "grad_norm": norm, "bad": bad}
 
     def _losses(self, obs: Observation, actions: Actions, draws: Any) -> dict[str, Tensor]:
@@ -100,7 +104,7 @@ class TorchEngine:
         with self._autocast():
             return self.model.loss(obs, Actions(values, mask), tree_to(draws, self.device))
 
-    def _apply(self, lr: float, norm: Tensor, bad: Tensor) -> None:
+    def _apply(self, lr: float, keep: float, norm: Tensor, bad: Tensor) -> None:
         """Clip, update, average; nothing of it when `bad` is 1."""
         clip = self.config.clip
         group = self.optimizer.param_groups[0]
@@ -114,7 +118,7 @@ class TorchEngine:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
-            move = (1 - self.config.ema_decay) * (1 - bad)
+            move = (1 - keep) * (1 - bad)
             kept, new = list(self.ema.values()), [p.detach() for p in self.trained.values()]
             if self.device.type == "cpu":
                 torch._foreach_lerp_(kept, new, float(move))
