@@ -250,9 +250,8 @@ def test_a_full_disk_does_not_stop_training(tmp_path, monkeypatch, whole):
 
     def sometimes(path, weights):
         calls.append(path.name)
-        if len(calls) <= 2:  # the first checkpoint fails in its second file
-            if len(calls) == 2:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        if len(calls) == 2:  # the first checkpoint fails in its second file
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return real(path, weights)
 
     monkeypatch.setattr(module, "write_weights", sometimes)
@@ -284,9 +283,9 @@ def test_runs_are_not_mixed(tmp_path, whole):
 
 
 def test_two_processes_may_not_share_a_run(tmp_path):
-    with checkpoints.run_lock(tmp_path), pytest.raises(TrainingError, match=str(os.getpid())):
-        with checkpoints.run_lock(tmp_path):
-            pass
+    second = checkpoints.run_lock(tmp_path)
+    with checkpoints.run_lock(tmp_path), pytest.raises(TrainingError, match=str(os.getpid())), second:
+        pass
 
 
 def test_old_checkpoints_go_and_marked_ones_stay(tmp_path):
