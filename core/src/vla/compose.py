@@ -244,7 +244,8 @@ def _checked(full: Tree, spec: Spec, name: str, preset: str | None = None, sets:
 
 
 def resolve_tree(full: Tree, spec: Spec, name: str) -> Variant:
-    parts = {slot: resolve(kind, full[slot], slot) for slot, (kind, _) in TOP_SLOTS.items()}
+    """The four top slots of an expanded tree, resolved but not checked."""
+    parts = {slot: resolve_node(full[slot], kind, slot) for slot, (kind, _) in TOP_SLOTS.items()}
     return Variant(name=name, spec=spec, **parts)
 
 

@@ -145,17 +145,12 @@ def known_parts() -> dict[str, dict[str, str]]:
 
 def install_line(dist: str) -> str:
     """How to install a distribution; our own ones also from a clone of this repository."""
-    for kind, names in known_parts().items():
-        for name, known in names.items():
-            if known == dist and kind in _FOLDERS:
-                return f"pip install {dist}   (in a clone of vla: pip install ./plugins/{_FOLDERS[kind]}/{name})"
-    return f"pip install {dist}"
-
-
-_FOLDERS = {
-    "vision": "backbones", "llm": "backbones", "backbone": "backbones", "tokenizer": "tokenizers", "head": "heads",
-    "robot": "robots", "dataset": "datasets",
-}  # fmt: skip
+    ours = {known for names in known_parts().values() for known in names.values()}
+    match = re.fullmatch(r"vla-([a-z]+)-(.+)", dist) if dist in ours else None
+    if match is None:
+        return f"pip install {dist}"
+    folder = "backbones" if match[1] in ("vision", "llm") else f"{match[1]}s"
+    return f"pip install {dist}   (in a clone of vla: pip install ./plugins/{folder}/{match[2].replace('-', '_')})"
 
 
 def _matching(items: list[Listed], name: str, source: str) -> list[Listed]:

@@ -1,0 +1,56 @@
+# make demo    the whole story on this machine: demonstrations, training, a policy that acts, a page that shows it
+# make test    lint, types and tests, as the CI runs them
+# The first call makes .venv with plain pip; later calls reuse it until a pyproject.toml or the requirements change.
+#
+# PYTHON=python3.12   the interpreter for .venv (3.11 to 3.13)
+# PIP_ARGS=...        more words for pip install, e.g. --extra-index-url with PyTorch's CPU wheels where the default
+#                     ones would bring CUDA
+# ARGS=...            more words for the verb or for pytest, e.g. make demo ARGS=--quick
+
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
+VENV ?= .venv
+JOBS ?= 2
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+
+.PHONY: install demo test test-all lint format bench interop clean
+
+install: $(STAMP)
+
+$(STAMP): requirements-dev.txt $(wildcard core/pyproject.toml plugins/*/*/pyproject.toml)
+	@test -n "$(PYTHON)" || { echo "no Python found: install Python 3.11, 3.12 or 3.13"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "$(PYTHON) is not Python 3.11 to 3.13; choose one: make PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) "hatchling>=1.24" "editables>=0.5"
+	$(PIP) --no-build-isolation -r requirements-dev.txt
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/vla demo $(ARGS)
+
+# One thread per process: JOBS test processes share the machine.
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) -m "not slow" $(ARGS)
+
+test-all: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format --quiet .
+
+bench: $(STAMP)
+	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
+
+# Exact numbers of openpi and LeRobot: VLA_SHARED and VLA_GOLDENS say where they are (default ../shared).
+interop: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) -m goldens $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
