@@ -1,0 +1,144 @@
+"""Flow matching with an action expert, in JAX. Mirror of `torch_impl.py`.
+
+t = 1 is noise and t = 0 is data: x_t = t * noise + (1 - t) * actions, and the target velocity is u = noise - actions
+(openpi `pi0.py`; the papers count the other way). Sampling integrates from t = 1 to 0 with Euler steps.
+
+Axes: B batch (observations), K draws per observation, H horizon, A action dims, W width of the action expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jax import Array, lax
+from jax import numpy as jnp
+from vla_head_flow.config import Settings, varying
+
+from vla.contracts import Actions, Observation, Spec
+from vla.jax_kit.model import Entry, Tokens
+from vla.jax_kit.ops import Linear, time_embedding
+
+
+class FlowHead(nnx.Module):
+    """Projections into and out of the action expert; the expert itself is run by the LLM core."""
+
+    def __init__(
+        self, settings: Settings, spec: Spec, backbone: Mapping[str, Any], inner: Mapping[str, Any], *, rngs: nnx.Rngs
+    ):
+        s = self.settings = settings
+        self.spec = spec
+        self.action_in_proj = Linear(spec.action_dim, s.width, rngs=rngs)
+        self.action_out_proj = Linear(s.width, spec.action_dim, rngs=rngs)
+        if s.state == "continuous":
+            self.state_proj = Linear(spec.state_dim, s.width, rngs=rngs)
+        if s.time == "concat":
+            self.action_time_mlp_in = Linear(2 * s.width, s.width, rngs=rngs)
+            self.action_time_mlp_out = Linear(s.width, s.width, rngs=rngs)
+        else:
+            self.time_mlp_in = Linear(s.width, s.width, rngs=rngs)
+            self.time_mlp_out = Linear(s.width, s.width, rngs=rngs)
+
+    def weights(self) -> dict[str, float]:
+        """Loss name -> weight."""
+        return {"actions": 1.0}
+
+    def enter(self, obs: Observation, actions: Actions, draws: Mapping[str, Array]) -> Entry:
+        """Noisy actions as tokens. draws: noise [B K H A], time [B K]."""
+        noise, time = draws["noise"], draws["time"]
+        k = time.shape[1]
+        a = actions.values[:, None]  # [B 1 H A]
+        t = time[..., None, None]
+        x_t = t * noise + (1 - t) * a
+        tokens = self.tokens(x_t.reshape(-1, *x_t.shape[2:]), time.reshape(-1))
+        if self.settings.state == "continuous":
+            tokens = (self.state_token(jnp.repeat(obs.state, k, 0)), *tokens)
+        return Entry(
+            tokens=tokens,
+            cond=self.condition(time.reshape(-1)),
+            outputs=("action",),
+            notes={"velocity": noise - a, "mask": actions.mask},
+            draws=k,
+        )
+
+    def losses(self, model: Any, hidden: Mapping[str, Array], entry: Entry) -> dict[str, Array]:
+        """{"actions": [B]}: the squared error of the velocity, averaged over draws, steps and dims that are real."""
+        error = self.squared_error(hidden, entry)  # [B K H A]
+        mask = entry.notes["mask"]
+        if mask is None or not self.settings.mask_padding:
+            return {"actions": error.mean((1, 2, 3))}
+        real = mask[:, None].astype(error.dtype)
+        return {"actions": (error * real).sum((1, 2, 3)) / jnp.maximum(real.sum((1, 2, 3)) * error.shape[1], 1)}
+
+    def squared_error(self, hidden: Mapping[str, Array], entry: Entry) -> Array:
+        """(v - u)^2 for every draw, step and dim: [B K H A] float32."""
+        target = entry.notes["velocity"]
+        return jnp.square(self.velocity(hidden["action"]).reshape(target.shape) - target)
+
+    def velocity(self, hidden: Array) -> Array:
+        """Hidden states of the action tokens [B H W] -> velocity [B H A], float32."""
+        return self.action_out_proj(hidden).astype(jnp.float32)
+
+    def tokens(self, x_t: Array, time: Array) -> tuple[Tokens, ...]:
+        """Noisy actions [B H A] at time [B] (or [1]) as tokens of the action expert."""
+        x = self.action_in_proj(x_t)
+        if self.settings.time == "concat":
+            t = jnp.broadcast_to(self.time_features(time).astype(x.dtype)[:, None], x.shape)
+            x = self.action_time_mlp_out(jax.nn.silu(self.action_time_mlp_in(jnp.concatenate([x, t], -1))))
+        return (Tokens(("action",), "action", x, jnp.ones(x.shape[:2], bool)),)
+
+    def state_token(self, state: Array) -> Tokens:
+        """The continuous state [B S] as one token of the action expert."""
+        x = self.state_proj(state)[:, None]
+        return Tokens(("state",), "action", x, jnp.ones(x.shape[:2], bool))
+
+    def condition(self, time: Array) -> dict[str, Array]:
+        """The condition of adaRMS [B W] from time [B]; nothing when time is concatenated."""
+        if self.settings.time == "concat":
+            return {}
+        return {"action": jax.nn.silu(self.time_mlp_out(jax.nn.silu(self.time_mlp_in(self.time_features(time)))))}
+
+    def time_features(self, time: Array) -> Array:
+        """Sinusoids of t, [B] -> [B W]."""
+        return time_embedding(time, self.settings.width, self.settings.min_period, self.settings.max_period)
+
+    def sample(
+        self,
+        model: Any,
+        obs: Observation,
+        noise: Array,
+        *,
+        num_steps: int | None = None,
+        grammar: object = None,
+        temperature: float = 0.0,
+    ) -> dict[str, Array]:
+        """Euler from noise [B H A] over the cached prefix: {"actions": [B H A]} float32, normalised."""
+        steps = num_steps or self.settings.num_steps
+        times, dt = euler_times(steps)
+        fixed = model.embed(obs)
+        state = ()
+        if self.settings.state == "continuous":
+            state = (self.state_token(obs.state),)
+            if "state" not in varying(self.settings):
+                fixed, state = (*fixed, *state), ()  # nothing in it changes: it joins the cache
+        cache = model.prefill(fixed)
+        look = model.look(cache, (*state, *self.tokens(noise, times[:1])))
+        cache = model.room(cache, look[0].shape[1])
+        llm = model.backbone.llm
+        styles = {e: llm.styles(e, c) for e, c in self.condition(times).items()}  # of all steps at once
+
+        def step(i: Array, x: Array) -> Array:
+            now = {e: llm.style_at(s, i) for e, s in styles.items()}
+            tokens = self.tokens(x, lax.dynamic_slice_in_dim(times, i, 1))
+            hidden, _ = model.extend(cache, (*state, *tokens), look, now)
+            return x + dt * self.velocity(hidden["action"])
+
+        return {"actions": lax.fori_loop(0, steps, step, noise)}
+
+
+def euler_times(steps: int) -> tuple[Array, float]:
+    """Times [steps] from 1 down, float32, and the step -1 / steps."""
+    dt = -1.0 / steps
+    return 1.0 + dt * jnp.arange(steps, dtype=jnp.float32), dt
