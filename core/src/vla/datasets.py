@@ -81,7 +81,7 @@ class Dataset(Protocol):
 
 
 class Writer(Protocol):
-    """What a recorder writes to: `Part.numpy` of a dataset may offer `create(path, info, video) -> Writer`.
+    """What a recorder writes to: `Part.numpy` of a dataset may offer `create(path, info, video, overwrite) -> Writer`.
 
     Used as a context manager: leaving the block puts the dataset in place, an exception leaves nothing behind.
     """
@@ -127,12 +127,15 @@ def open_dataset(source: str | Path | Mapping[str, Any], settings: Mapping[str, 
     return load_object(chosen.part.numpy, f"dataset {chosen.part.name!r}")(chosen.settings)
 
 
-def create_dataset(path: str | Path, info: DatasetInfo, *, video: bool = False, part: str = DEFAULT_FORMAT) -> Writer:
+def create_dataset(
+    path: str | Path, info: DatasetInfo, *, video: bool = False, overwrite: bool = False, part: str = DEFAULT_FORMAT
+) -> Writer:
     """A writer of a new dataset at `path`; see `Writer`.
 
     Args:
         info: cameras, widths, rate and names of what will be written.
         video: cameras as compressed video; else every frame exactly (PNG).
+        overwrite: replace a dataset that is there, when the new one is complete.
 
     Raises:
         StoreError: the path is taken or cannot be written.
@@ -143,7 +146,7 @@ def create_dataset(path: str | Path, info: DatasetInfo, *, video: bool = False, 
     reader = load_object(chosen.part.numpy, f"dataset {part!r}")
     if not hasattr(reader, "create"):
         raise PartError(f"dataset {part!r} cannot be written", field="part", got=part, fix=f"use {DEFAULT_FORMAT!r}")
-    return reader.create(path, info, video=video)
+    return reader.create(path, info, video=video, overwrite=overwrite)
 
 
 def chunk(actions: np.ndarray, index: int, end: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:

@@ -59,6 +59,7 @@ def record(
     noise: float = 0.0,
     workers: int = 2,
     video: bool = False,
+    overwrite: bool = False,
     part: str = "lerobot",
     progress: Callable[[int, int], None] | None = None,
 ) -> Recorded:
@@ -73,6 +74,7 @@ def record(
             expert's own (DART, Laskey et al. 2017), so the data shows how to recover.
         workers: processes that act and render; 1 means this one.
         video: store cameras as compressed video instead of exactly.
+        overwrite: replace a dataset that is there, when the new one is complete.
         progress: called with (episodes kept, episodes).
 
     Raises:
@@ -86,7 +88,7 @@ def record(
     info = _describe(table)
     kept = frames = tries = 0
     tasks: Counter[str] = Counter()
-    with create_dataset(path, info, video=video, part=part) as writer:
+    with create_dataset(path, info, video=video, overwrite=overwrite, part=part) as writer:
         for episode in _play_all(table, seed, noise, min(workers, episodes)):
             tries += 1
             if tries >= PATIENCE and kept < tries // 2 and episode is None:
@@ -95,8 +97,7 @@ def record(
                 continue
             for i in range(len(episode.actions)):
                 images = {name: rows[i] for name, rows in episode.images.items()}
-                sample = {"images": images, "state": episode.states[i], "action": episode.actions[i], "prompt": episode.prompt}
-                writer.add(sample)
+                writer.add({"images": images, "state": episode.states[i], "action": episode.actions[i], "prompt": episode.prompt})
             writer.end_episode()
             kept, frames = kept + 1, frames + len(episode.actions)
             tasks[episode.task] += 1

@@ -31,6 +31,7 @@ def record(
         video: store cameras as H.264 video instead of exactly.
         overwrite: replace the dataset that is there, when the new one is complete.
     """
+    from rich.console import Console
     from rich.progress import Progress
 
     from vla.errors import SettingsError
@@ -40,7 +41,7 @@ def record(
     if not out:
         raise SettingsError("no folder is named", field="--out", fix="--out FOLDER")
     table = {"part": env, **({"preset": preset} if preset else {}), **parse_sets(set)}
-    with Progress(transient=True) as bar:
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("recording", total=episodes)
         done = run(
             table, out, episodes, seed=seed, noise=noise, workers=workers, video=video, overwrite=overwrite,

@@ -139,7 +139,7 @@ class ImageColumns:
                 raise DataError("a camera's column is missing", field=f"{file}: {key}", expected=f"any of {parquet.schema_arrow.names}")
             nested = pa.types.is_struct(parquet.schema_arrow.field(key).type)
             try:
-                table = parquet.read_row_group(int(self._groups.number[group]), columns=[f"{key}.bytes" if nested else key])
+                table = parquet.read_row_group(int(self._groups.number[group]), columns=[f"{key}.bytes" if nested else key], use_threads=False)
             except (OSError, pa.ArrowException) as error:
                 raise damaged(file, error) from error
         column = table[key].combine_chunks()

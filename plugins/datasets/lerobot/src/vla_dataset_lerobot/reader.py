@@ -70,11 +70,11 @@ class LeRobotDataset:
         )
 
     @staticmethod
-    def create(path: str | Path, info: DatasetInfo, video: bool = False):
+    def create(path: str | Path, info: DatasetInfo, video: bool = False, overwrite: bool = False):
         """A `vla.datasets.Writer` of a new LeRobotDataset v3.0 with the cameras, widths and names of `info`."""
         from vla_dataset_lerobot.writer import LeRobotWriter, features_of
 
-        return LeRobotWriter.create(path, fps=info.hz, features=features_of(info, video), robot=info.robot)
+        return LeRobotWriter.create(path, info.hz, features_of(info, video), info.robot, overwrite)
 
     def __len__(self) -> int:
         """Frames."""

@@ -13,6 +13,7 @@ import numpy as np
 from vla.errors import DataError
 
 OPEN_FILES = 16  # per thread
+_of_parents: list[object] = []
 AHEAD = 8  # frames: nearer ones are reached by decoding on, others by seeking
 
 
@@ -58,7 +59,8 @@ class Videos:
     def _decoders(self) -> OrderedDict[Path, _Decoder]:
         local = self._local
         if getattr(local, "pid", None) != os.getpid():
-            # After a fork the file position is shared with the parent: forget those decoders, do not touch them.
+            # After a fork the file positions are shared with the parent: leave its decoders alone, do not even free them.
+            _of_parents.append(getattr(local, "decoders", None))
             local.pid, local.decoders = os.getpid(), OrderedDict()
         return local.decoders
 
@@ -71,7 +73,9 @@ class _Decoder:
         if not self._container.streams.video:
             raise ValueError("it has no video stream")
         self._stream = self._container.streams.video[0]
-        self._stream.thread_type = "NONE"  # many samples are decoded side by side already
+        # Many samples are decoded side by side already, and threads of a decoder would not survive a fork.
+        self._stream.thread_type = "NONE"
+        self._stream.codec_context.thread_count = 1
         self._base = float(self._stream.time_base)
         self._step = 1 / fps
         self._frames = None

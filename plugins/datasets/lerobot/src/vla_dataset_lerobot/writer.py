@@ -61,7 +61,7 @@ def features_of(info: DatasetInfo, video: bool = False) -> dict[str, dict[str, A
 class LeRobotWriter:
     """Frames go in with `add_frame`, `save_episode` closes an episode, `finalize` (or leaving a `with` block) the dataset."""
 
-    def __init__(self, path: str | Path, fps: float, features: Mapping[str, Mapping[str, Any]], robot: str):
+    def __init__(self, path: str | Path, fps: float, features: Mapping[str, Mapping[str, Any]], robot: str, overwrite: bool):
         self.path, self.fps, self.robot = Path(path), fps, robot
         self.features = {**{key: dict(feature) for key, feature in features.items()}, **AUTO}
         for key, feature in self.features.items():
@@ -70,7 +70,7 @@ class LeRobotWriter:
         self._cameras = {k: f["dtype"] for k, f in self.features.items() if f["dtype"] in ("image", "video")}
         self._vectors = [k for k in features if k not in self._cameras]
         self._stack = ExitStack()
-        self._folder = self._stack.enter_context(atomic_folder(path, manifest=False))
+        self._folder = self._stack.enter_context(atomic_folder(path, overwrite=overwrite, marker="meta/info.json", manifest=False))
         self._data = _DataFiles(self._folder, self._schema())
         self._videos: dict[str, VideoWriter] = {}
         self._frames: list[dict[str, Any]] = []
@@ -79,9 +79,12 @@ class LeRobotWriter:
         self._numbers: dict[str, list[np.ndarray]] = {key: [] for key in self.features if key not in self._cameras}
         self._histograms = {key: np.zeros((3, 256), np.int64) for key in self._cameras}
         self._total = 0
+        self._done = False
 
     @classmethod
-    def create(cls, path: str | Path, fps: float, features: Mapping[str, Mapping[str, Any]], robot: str = "") -> LeRobotWriter:
+    def create(
+        cls, path: str | Path, fps: float, features: Mapping[str, Mapping[str, Any]], robot: str = "", overwrite: bool = False
+    ) -> LeRobotWriter:
         """Start a dataset.
 
         Args:
@@ -90,20 +93,20 @@ class LeRobotWriter:
             features: key -> {"dtype", "shape", "names"} as in info.json, without the automatic columns; cameras
                 have dtype "image" or "video" and shape [h w 3].
             robot: `robot_type` of info.json.
+            overwrite: replace a LeRobotDataset that is there, when this one is finalized.
 
         Raises:
             StoreError: the path is taken or cannot be written.
         """
-        return cls(path, fps, features, robot)
+        return cls(path, fps, features, robot, overwrite)
 
     def __enter__(self) -> LeRobotWriter:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> bool | None:
-        if kind is None:
+        if kind is None and not self._done:
             self.finalize()
-            return None
-        return self._abort(kind, error, trace)
+        return None if self._done else self._abort(kind, error, trace)
 
     def add(self, sample: Mapping[str, Any]) -> None:
         """One frame in the form of `vla.datasets.Writer`."""
@@ -194,24 +197,22 @@ class LeRobotWriter:
         except BaseException as error:
             self._abort(type(error), error, error.__traceback__)
             raise
+        self._done = True
         self._stack.close()
         return self.path
 
     def abort(self) -> None:
         """Leave nothing behind."""
-        self._abort(KeyboardInterrupt, KeyboardInterrupt(), None)
+        if not self._done:
+            self._abort(_Abandoned, _Abandoned(), None)
 
     # --- inside
 
     def _abort(self, kind: Any, error: Any, trace: Any) -> bool | None:
+        self._done = True
         for file in (self._data, *self._videos.values()):
             file.discard()
-        try:
-            return self._stack.__exit__(kind, error, trace)
-        except KeyboardInterrupt:
-            if isinstance(error, KeyboardInterrupt) and trace is None:
-                return True
-            raise
+        return self._stack.__exit__(kind, error, trace)  # a failed write becomes a StoreError here
 
     def _schema(self) -> pa.Schema:
         fields, described = [], {}
@@ -285,6 +286,10 @@ class LeRobotWriter:
         names = list(self._episodes[0])
         table = pa.table([pa.array([row[name] for row in self._episodes], _episode_type(name, self._cameras)) for name in names], names)
         pq.write_table(table, meta / "episodes" / "chunk-000" / "file-000.parquet")
+
+
+class _Abandoned(Exception):
+    """The writer is given up on purpose."""
 
 
 class _DataFiles:
