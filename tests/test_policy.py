@@ -1,0 +1,233 @@
+"""Save, open, sample: bit-equal actions; and what a policy refuses."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import vla
+from vla import store
+from vla.cli import main
+from vla.codecs import open_tokenizer
+from vla.errors import DataError, PartError, SettingsError, StoreError
+from vla.policy import ActionError, Policy, untrained
+from vla.transforms.stats import Stats
+
+torch = pytest.importorskip("torch")
+
+CAMERAS = ("base_0_rgb", "left_wrist_0_rgb")
+STATE, ACTIONS = 6, 4
+SMALL = {
+    "spec.image_size": [32, 32], "spec.action_horizon": 4, "backbone.llm.depth": 2, "backbone.vision.depth": 1,
+    "robot.state_dim": STATE, "robot.action_dim": ACTIONS,
+}  # fmt: skip
+
+
+def stats():
+    rng = np.random.default_rng(0)
+
+    def one(width):
+        mean = rng.normal(size=width)
+        return Stats(mean=mean, std=np.full(width, 0.5), q01=mean - 1, q99=mean + 1)
+
+    return {"state": one(STATE), "actions": one(ACTIONS)}
+
+
+def build(head, tokenizer):
+    return vla.build(head=head, tokenizer=tokenizer, backbone="paligemma", preset="tiny", set=SMALL)
+
+
+def fitted(variant):
+    tokenizer = open_tokenizer(variant.parts["tokenizer"], variant.spec, None)
+    time = np.linspace(0, 3, 4)
+    phases = np.random.default_rng(1).uniform(0, 6, (64, 1, ACTIONS))
+    return tokenizer.fit(np.sin(time[None, :, None] + phases))
+
+
+def save(folder, head="ki", tokenizer="fast", **record):
+    variant = build(head, tokenizer)
+    policy = untrained(variant, stats(), fitted(variant), seed=3)
+    weights = policy.runner.weights()
+    store.save_model(folder, variant, weights, policy.model.stats, policy.model.tokenizer, record=record)
+    return policy
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """(the policy in memory, the folder it was saved to)."""
+    folder = tmp_path_factory.mktemp("policy") / "model"
+    return save(folder, cameras=list(CAMERAS)), folder
+
+
+def observation(seed=0, **changes):
+    rng = np.random.default_rng(seed)
+    images = {c: rng.integers(0, 255, (40, 48, 3), dtype=np.uint8) for c in CAMERAS}
+    return {"images": images, "state": rng.normal(size=STATE).astype(np.float32), "prompt": "touch the red block"} | changes
+
+
+@pytest.mark.parametrize(("head", "tokenizer"), [("ki", "fast"), ("flow", "paligemma"), ("ar", "fast")])
+def test_saved_opened_and_sampled_gives_bit_equal_actions(tmp_path, head, tokenizer):
+    before = save(tmp_path / "model", head, tokenizer)
+    after = vla.open(tmp_path / "model")
+    rows = [observation(i) for i in range(3)]
+    for a, b in zip(before.infer_batch(rows, seeds=[1, 2, 3]), after.infer_batch(rows, seeds=[1, 2, 3]), strict=True):
+        assert a["actions"].shape == (4, ACTIONS) and a["actions"].dtype == np.float64
+        np.testing.assert_array_equal(a["actions"], b["actions"])
+        assert b["policy_timing"]["infer_ms"] > 0
+    assert after.metadata["digest"] == after.model.digest != ""
+    assert all(np.array_equal(x, after.runner.weights()[n]) for n, x in before.runner.weights().items())
+
+
+def test_the_same_seed_gives_the_same_chunk_and_another_another(saved):
+    policy = vla.open(saved[1], seed=7)
+    first, second = (policy.infer(observation())["actions"] for _ in range(2))
+    assert not np.array_equal(first, second)
+    policy.reset()
+    np.testing.assert_array_equal(policy.infer(observation())["actions"], first)
+    again = vla.open(saved[1], seed=7).infer(observation())["actions"]
+    np.testing.assert_array_equal(again, first)
+    by_seed = [policy.infer(observation(), seed=s)["actions"] for s in (1, 1, 2)]
+    np.testing.assert_array_equal(by_seed[0], by_seed[1])
+    assert not np.array_equal(by_seed[0], by_seed[2])
+
+
+def test_given_noise_is_used(saved):
+    policy, spec = saved[0], saved[0].variant.spec
+    noise = np.random.default_rng(0).normal(size=(spec.action_horizon, spec.action_dim)).astype(np.float32)
+    one, two, other = (policy.infer(observation(), noise=n)["actions"] for n in (noise, noise, noise * 2))
+    np.testing.assert_array_equal(one, two)
+    assert not np.array_equal(one, other)
+    with pytest.raises(DataError, match="noise"):
+        policy.infer(observation(), noise=noise[:, :2])
+    with pytest.raises(DataError, match="noise"):
+        policy.infer(observation(), noise=noise * np.nan)
+
+
+def test_a_batch_is_its_rows(saved):
+    policy = saved[0]
+    rows = [observation(i, prompt=p) for i, p in enumerate(["touch the red block", "go", "lift the blue block now"])]
+    together = policy.infer_batch(rows, seeds=[4, 5, 6])
+    for row, seed, answer in zip(rows, (4, 5, 6), together, strict=True):
+        np.testing.assert_allclose(policy.infer(row, seed=seed)["actions"], answer["actions"], atol=2e-5)
+    assert policy.infer_batch([]) == []
+
+
+def test_recorded_actions_are_not_seen(saved):
+    """A dataset's sample goes in as it is; its answer must not come back out."""
+    policy = saved[0]
+    told = observation(actions=np.full((4, ACTIONS), 0.7, np.float32), actions_is_pad=np.zeros(4, bool))
+    np.testing.assert_array_equal(policy.infer(told, seed=1)["actions"], policy.infer(observation(), seed=1)["actions"])
+
+
+def test_the_default_instruction(saved):
+    asked = vla.open(saved[1], default_prompt="touch the red block")
+    silent = {k: v for k, v in observation().items() if k != "prompt"}
+    np.testing.assert_array_equal(asked.infer(silent, seed=1)["actions"], asked.infer(observation(), seed=1)["actions"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"state": np.zeros(STATE + 1, np.float32)}, "state"),
+        ({"state": np.zeros(STATE - 1, np.float32)}, "state"),
+        ({"state": np.full(STATE, np.nan, np.float32)}, "state"),
+        ({"images": {"base_0_rgb": np.zeros((32, 32, 3), np.uint8)}}, "camera"),
+        ({"images": {}}, "images"),
+        ({"images": {**observation()["images"], "ceiling": np.zeros((32, 32, 3), np.uint8)}}, "ceiling"),
+        ({"images": {c: np.zeros((32, 32), np.uint8) for c in CAMERAS}}, "image"),
+    ],
+    ids=["no instruction", "wide state", "narrow state", "NaN state", "missing camera", "no camera", "unknown camera", "grey"],
+)
+def test_a_bad_observation_is_one_clear_error(saved, change, words):
+    obs = observation() | change
+    if change.get("prompt", "") is None:
+        del obs["prompt"]
+    with pytest.raises(DataError, match=words) as caught:
+        vla.open(saved[1]).infer(obs)
+    assert "field:" in str(caught.value)
+
+
+def test_a_chunk_that_is_not_finite_is_never_returned(saved):
+    class Broken:
+        def sample(self, obs, noise, **options):
+            actions = np.zeros((obs.batch, 4, 8), np.float32)
+            actions[-1, 2, 1] = np.nan
+            return {"actions": actions}
+
+    policy = Policy(saved[0].model, Broken())
+    with pytest.raises(ActionError, match=r"actions\[1, 2, 1\]"):
+        policy.infer_batch([observation(), observation(1)])
+
+
+def test_wrong_options_are_refused(saved):
+    for options, words in (
+        ({"framework": "tensorflow"}, "framework"),
+        ({"precision": "float8"}, "precision"),
+        ({"device": "abacus"}, "device"),
+        ({"num_steps": 0}, "num_steps"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            vla.open(saved[1], **options)
+
+
+def test_a_damaged_directory_is_never_used(saved, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(saved[1], folder)
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-100] ^= 4
+    (folder / "model.safetensors").write_bytes(weights)
+    with pytest.raises(StoreError, match=r"model\.safetensors"):
+        vla.open(folder)
+
+
+def test_weights_of_another_variant_are_refused(saved, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(saved[1], folder)
+    text = (folder / "variant.toml").read_text()
+    (folder / "variant.toml").write_text(text.replace("depth = 2", "depth = 3"))
+    store.write_manifest(folder)
+    with pytest.raises(StoreError, match=r"missing \(\d+\): backbone\.llm\.layers\.2"):
+        vla.open(folder)
+
+
+def test_a_missing_plugin_says_what_to_install(saved, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(saved[1], folder)
+    text = (folder / "variant.toml").read_text()
+    assert 'from = "vla-head-ki' in text
+    changed = text.replace('part = "ki"', 'part = "telepathy"').replace("vla-head-ki ", "vla-head-telepathy ")
+    (folder / "variant.toml").write_text(changed)
+    store.write_manifest(folder)
+    with pytest.raises(PartError, match="pip install vla-head-telepathy"):
+        vla.open(folder)
+
+
+def test_sample_at_the_console(saved, tmp_path, capsys):
+    from vla.datasets import DatasetInfo, create_dataset
+
+    pytest.importorskip("vla_dataset_lerobot")
+    info = DatasetInfo(
+        cameras={c: (40, 48) for c in CAMERAS}, state_dim=STATE, action_dim=ACTIONS, hz=10,
+        action_names=("x", "y", "z", "grip"),
+    )  # fmt: skip
+    with create_dataset(tmp_path / "data", info) as writer:
+        for frame in range(5):
+            seen = observation(frame)
+            writer.add({**seen, "action": np.full(ACTIONS, frame / 10, np.float32)})
+        writer.end_episode()
+
+    def vla_sample(*words):
+        status = main(["sample", str(saved[1]), "--data", str(tmp_path / "data"), *words])
+        return status, *capsys.readouterr()
+
+    status, out, _ = vla_sample("--frame", "2", "--json")
+    answer = json.loads(out)
+    assert status == 0 and np.shape(answer["actions"]) == (4, ACTIONS)
+    assert answer["recorded"][1] == pytest.approx([0.3] * ACTIONS) and answer["names"] == ["x", "y", "z", "grip"]
+    assert answer["prompt"] == "touch the red block"
+    assert "grip" in vla_sample("--prompt", "lift the [blue] block")[1]
+    status, _, err = vla_sample("--frame", "9")
+    assert status == 2 and "no such frame" in err
+    assert vla_sample("--episode", "1")[0] == 2
