@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
+FEW = 128  # up to here sequences go one by one: a pass over all at once costs the same for 1 as for 1,000
 _NEVER = np.iinfo(np.int32).max
 TEXT_BUDGET = 2**18  # symbols that the texts of all learned tokens have together: bounds the automaton's memory
 
@@ -95,23 +96,60 @@ class Merger:
         for a, b in merges.tolist():
             self.texts.append(self.texts[a] + self.texts[b])
         self.lengths = np.asarray([len(t) for t in self.texts], np.int32)
-        none = np.full(base, -1, np.int32)
-        self._left = np.concatenate([none, merges[:, 0]]).astype(np.int32)
-        self._right = np.concatenate([none, merges[:, 1]]).astype(np.int32)
-        self._rank = np.concatenate([none, np.arange(len(merges), dtype=np.int32)])
-        keys = merges[:, 0].astype(np.int64) * self.size + merges[:, 1]
-        self._pair_order = np.argsort(keys, kind="stable")
-        self._pair_keys = keys[self._pair_order]
+        # Of each token: its two halves and the rank of its merge; -1 for symbols.
+        self._halves = [(-1, -1)] * base + [(a, b) for a, b in merges.tolist()]
+        self._rank_of_pair = {(a, b): rank for rank, (a, b) in enumerate(merges.tolist())}
         # Whether a pair of tokens is its own encoding: 0 not known yet, 1 yes, 2 no. The last row is "nothing before".
         self._agree = np.zeros((self.size + 1, self.size), np.int8)
         self._agree[-1] = 1
         self._goto, self._longest, self._shorter = _suffix_automaton(self.texts, base)
+        # The same tables for one sequence at a time, where plain Python is faster; filled with what is met.
+        self._seen_goto: dict[int, int] = {}
+        self._seen_agree: dict[int, bool] = {}
+        self._lists = [table.tolist() for table in (self._longest, self._shorter, self.lengths)]
 
     def encode(self, grid: np.ndarray, lengths: np.ndarray, starts: np.ndarray | None = None) -> list[np.ndarray]:
         """Tokens of each row of grid [n l], of which the first lengths[i] symbols count.
 
         `starts` [n l] bool marks symbols that begin a word; merges never span two words.
         """
+        if len(grid) <= FEW:
+            cuts = [None] * len(grid) if starts is None else starts
+            return [
+                self._encode_one(row[:m].tolist(), None if cut is None else cut[:m].tolist())
+                for row, m, cut in zip(grid, lengths.tolist(), cuts, strict=True)
+            ]
+        return self._encode_many(grid, lengths, starts)
+
+    def _encode_one(self, symbols: list[int], starts: list[bool] | None) -> np.ndarray:
+        longest, shorter, lengths = self._lists
+        goto, agree, base, size = self._seen_goto, self._seen_agree, self.base, self.size
+        last, state, word = [size], 0, 0
+        for i, symbol in enumerate(symbols):
+            if starts is not None and starts[i]:
+                state, word = 0, i
+            key = state * base + symbol
+            if key not in goto:
+                goto[key] = int(self._goto[state, symbol])
+            state = goto[key]
+            token = longest[state]
+            while True:
+                begin = i + 1 - lengths[token]
+                key = (size if begin == word else last[begin]) * size + token
+                fine = agree.get(key)
+                if fine is None:
+                    fine = agree[key] = self._agrees(*divmod(key, size))
+                if fine:
+                    break
+                token = shorter[token]
+            last.append(token)
+        out, i = [], len(symbols)
+        while i:
+            out.append(last[i])
+            i -= lengths[last[i]]
+        return np.asarray(out[::-1], np.int32)
+
+    def _encode_many(self, grid: np.ndarray, lengths: np.ndarray, starts: np.ndarray | None) -> list[np.ndarray]:
         order = np.argsort(-lengths, kind="stable")
         grid, lengths = np.ascontiguousarray(grid[order].T), lengths[order]
         starts = None if starts is None else np.ascontiguousarray(starts[order].T)
@@ -140,8 +178,9 @@ class Merger:
                     before[begin == word[todo]] = self.size
                 key = before * np.int64(self.size) + trial
                 agree = flat_agree[key]
-                if (agree == 0).any():
-                    self._judge(np.unique(key[agree == 0]))
+                if not agree.all():
+                    for new in np.unique(key[agree == 0]).tolist():
+                        flat_agree[new] = 1 if self._agrees(*divmod(new, self.size)) else 2
                     agree = flat_agree[key]
                 no = agree == 2
                 if not no.any():
@@ -170,39 +209,26 @@ class Merger:
         by_row = np.argsort(rows, kind="stable")
         return np.split(tokens[by_row].astype(np.int32), np.cumsum(np.bincount(rows, minlength=n))[:-1])
 
-    def _judge(self, keys: np.ndarray) -> None:
-        """Find out for pairs (left * size + right) whether their texts, put together, encode to just these two.
+    def _agrees(self, left: int, right: int) -> bool:
+        """Whether the texts of two tokens, put together, encode to just these two.
 
         Undoes the merges inside both, latest first. At each moment two tokens touch at the seam; had there been a merge
         for them, it would have come before the merge that in truth used the left one (if of lower rank) or the right
         one (if of lower or equal rank, since leftmost comes first).
         """
-        left, right = np.divmod(keys, self.size)
-        limit_left = np.full(len(keys), _NEVER)
-        limit_right = np.full(len(keys), _NEVER)
-        fine = np.ones(len(keys), bool)
-        live = np.arange(len(keys))
-        while len(live):
-            x, y = left[live], right[live]
-            rank = self._pair_rank(x, y)
-            crossed = (rank < limit_left[live]) & (rank <= limit_right[live]) & (rank != _NEVER)
-            fine[live[crossed]] = False
-            rank_x, rank_y = self._rank[x], self._rank[y]
-            undo_left = rank_x > rank_y
-            limit_left[live[undo_left]] = rank_x[undo_left]
-            left[live[undo_left]] = self._right[x[undo_left]]
-            undo_right = ~undo_left & (rank_y >= 0)
-            limit_right[live[undo_right]] = rank_y[undo_right]
-            right[live[undo_right]] = self._left[y[undo_right]]
-            live = live[~crossed & (undo_left | undo_right)]
-        self._agree.ravel()[keys] = np.where(fine, 1, 2)
-
-    def _pair_rank(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        if not len(self._pair_keys):
-            return np.full(len(x), _NEVER)
-        key = x * np.int64(self.size) + y
-        at = np.minimum(np.searchsorted(self._pair_keys, key), len(self._pair_keys) - 1)
-        return np.where(self._pair_keys[at] == key, self._pair_order[at], _NEVER)
+        if left == self.size:
+            return True  # nothing before
+        limit_left = limit_right = _NEVER
+        while True:
+            rank = self._rank_of_pair.get((left, right), _NEVER)
+            if rank < limit_left and rank <= limit_right and rank != _NEVER:
+                return False
+            if left < self.base and right < self.base:
+                return True
+            if left > right:  # tokens are numbered by rank
+                limit_left, left = left - self.base, self._halves[left][1]
+            else:
+                limit_right, right = right - self.base, self._halves[right][0]
 
 
 def _suffix_automaton(texts: list[tuple[int, ...]], base: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
