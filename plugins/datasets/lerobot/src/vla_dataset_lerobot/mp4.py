@@ -21,6 +21,7 @@ class VideoWriter:
     def __init__(self, path: Path, fps: float, height: int, width: int, place: tuple[int, int]):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.fps, self.place, self.frames = path, fps, place, 0
+        self._bytes = 0
         self._height, self._width = height, width
         self._format = "yuv420p" if height % 2 == width % 2 == 0 else "yuv444p"
         self._container: Any = av.open(str(path), "w")
@@ -35,17 +36,21 @@ class VideoWriter:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts = self.frames
             frame.time_base = 1 / Fraction(self.fps).limit_denominator(10_000)
-            self._container.mux(self._stream.encode(frame))
+            self._mux(self._stream.encode(frame))
             self.frames += 1
 
+    def _mux(self, packets: Sequence[Any]) -> None:
+        self._bytes += sum(packet.size for packet in packets)
+        self._container.mux(packets)
+
     def size(self) -> int:
-        """Bytes written so far."""
-        return self.path.stat().st_size
+        """Bytes that the encoder gave so far; it holds the last frames back."""
+        return self._bytes
 
     def close(self) -> None:
         """Write what the encoder holds back, and the index."""
         if self._container is not None:
-            self._container.mux(self._stream.encode())
+            self._mux(self._stream.encode())
             container, self._container = self._container, None
             container.close()
 

@@ -41,8 +41,13 @@ def of_histogram(counts: np.ndarray, frames: int) -> dict[str, Any]:
     spread = np.sqrt(np.maximum((counts * (levels - mean[:, None]) ** 2).sum(1) / total, 0))
     cumulative = np.cumsum(counts, 1)
 
-    def level(q: float) -> np.ndarray:
-        return np.array([levels[np.searchsorted(c, q * (n - 1), side="right")] for c, n in zip(cumulative, total, strict=True)])
+    def value(rank: np.ndarray) -> np.ndarray:  # of the pixel with this rank, per channel
+        return np.array([levels[np.searchsorted(c, r, side="right")] for c, r in zip(cumulative, rank, strict=True)])
+
+    def level(q: float) -> np.ndarray:  # between the two pixels that numpy.quantile takes
+        place = q * (total - 1)
+        low, part = np.floor(place), place - np.floor(place)
+        return value(low) * (1 - part) + value(np.minimum(low + 1, total - 1)) * part
 
     def shaped(values: np.ndarray) -> list[list[list[float]]]:
         return [[[float(v)]] for v in values]

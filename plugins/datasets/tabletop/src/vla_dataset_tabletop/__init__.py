@@ -1,18 +1,16 @@
 """`tabletop`: a small language-conditioned MuJoCo tabletop as an environment, a robot and a dataset."""
 
 from vla.parts import Part
-from vla_dataset_tabletop.config import DatasetSettings, EnvSettings
+from vla_dataset_tabletop.config import DatasetSettings, EnvSettings, RobotSettings
 
-_ROBOT_OFFERS = {"state_dim": 8, "action_dim": 7, "cameras": ("base_0_rgb", "left_wrist_0_rgb"), "hz": 10}
+_TINY = {"families": ("touch",), "colors": ("red", "green", "blue"), "n_blocks": 2, "image_size": 64}
 
 PART = Part(
     kind="dataset",
     name="tabletop",
     summary="scripted demonstrations on the built-in tabletop, recorded on first use",
     settings=DatasetSettings,
-    presets={
-        "tiny": {"families": ("touch",), "colors": ("red", "green", "blue"), "n_blocks": 2, "image_size": 64},
-    },
+    presets={"tiny": _TINY},
     offers=lambda settings, inner: {"robot": "tabletop"},
     numpy="vla_dataset_tabletop.dataset:demonstrations",
 )
@@ -21,7 +19,8 @@ ROBOT = Part(
     kind="robot",
     name="tabletop",
     summary="Franka-like arm of the tabletop: end-effector deltas (7), pose and fingers (8), front and wrist camera",
-    offers=lambda settings, inner: _ROBOT_OFFERS,
+    settings=RobotSettings,
+    offers=lambda settings, inner: settings.offers(),
     transforms="vla_dataset_tabletop.transforms:steps",
 )
 
@@ -30,9 +29,7 @@ ENV = Part(
     name="tabletop",
     summary="tabletop in MuJoCo: touch, push, lift or place what the instruction names",
     settings=EnvSettings,
-    presets={
-        "tiny": {"families": ("touch",), "colors": ("red", "green", "blue"), "n_blocks": 2, "image_size": 64},
-    },
+    presets={"tiny": _TINY},
     offers=lambda settings, inner: {"robot": "tabletop"},
     numpy="vla_dataset_tabletop.env:make",
 )

@@ -23,6 +23,7 @@ HZ = 10
 MOVE_SCALE = 0.05  # metres of motion asked for by a translation action of 1
 TURN_SCALE = 0.5  # radians of rotation asked for by a rotation action of 1
 CAMERAS = ("front", "wrist")
+PLACES = {"front": ("base_0_rgb",), "wrist": ("left_wrist_0_rgb", "wrist_0_rgb")}  # camera -> its name in a model
 ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 ACTION_UNITS = ("5 cm",) * 3 + ("0.5 rad",) * 3 + ("-1 open, +1 close",)
 STATE_NAMES = ("x", "y", "z", "rx", "ry", "rz", "finger_left", "finger_right")
@@ -76,6 +77,23 @@ class EnvSettings:
     def steps(self) -> int:
         """The length at which an episode is cut."""
         return self.max_steps or (30 if self.families == ("touch",) else 80)
+
+
+@frozen
+class RobotSettings:
+    """The robot adapter.
+
+    Attributes:
+        cameras: "model=robot" pairs instead of the usual places, e.g. "base_0_rgb=wrist".
+    """
+
+    cameras: tuple[str, ...] = ()
+
+    def offers(self) -> dict[str, object]:
+        """Facets of a robot; `cameras` are the names in a model that it can fill."""
+        cameras = tuple(pair.partition("=")[0].strip() for pair in self.cameras)
+        cameras = cameras or tuple(names[0] for names in PLACES.values())
+        return {"state_dim": len(STATE_NAMES), "action_dim": len(ACTION_NAMES), "cameras": cameras, "hz": HZ}
 
 
 @frozen
