@@ -151,6 +151,7 @@ class VLA(nnx.Module):
         num_steps: int | None = None,
         grammar: DecodeGrammar | None = None,
         temperature: float = 0.0,
+        real_dims: Any | None = None,
         dtype: str | None = None,
     ) -> dict[str, Array]:
         """One chunk per row: {"actions": [B t d]}, or {"tokens": [B n]} from a token head. Compiled once per shape.
@@ -161,10 +162,21 @@ class VLA(nnx.Module):
             num_steps: Euler steps; default the head's setting.
             grammar: which token sequences stand for a chunk (token heads).
             temperature: of token sampling; 0 is greedy.
+            real_dims: [d] bool, the action dims that the robot has; default all.
             dtype: of matrix products (`autocast`); None: float32.
         """
         graph, params = split(self)
-        return sample(graph, params, obs, noise, grammar, num_steps=num_steps, temperature=temperature, dtype=dtype)
+        return sample(
+            graph,
+            params,
+            obs,
+            noise,
+            grammar,
+            real_dims,
+            num_steps=num_steps,
+            temperature=temperature,
+            dtype=dtype,
+        )
 
     def embed(self, obs: Observation) -> tuple[Tokens, ...]:
         """The prefix: image tokens camera by camera, then the prompt (and its targets, where the layout has them)."""
@@ -326,6 +338,7 @@ def sample(
     obs: Observation,
     noise: Array | None,
     grammar: DecodeGrammar | None = None,
+    real_dims: Array | None = None,
     *,
     num_steps: int | None = None,
     temperature: float = 0.0,
@@ -334,7 +347,15 @@ def sample(
     """`VLA.sample` for a model that was split once (see there)."""
     model = merge(graph, params)
     with autocast(dtype):
-        return model.head.sample(model, obs, noise, num_steps=num_steps, grammar=grammar, temperature=temperature)
+        return model.head.sample(
+            model,
+            obs,
+            noise,
+            num_steps=num_steps,
+            grammar=grammar,
+            temperature=temperature,
+            real_dims=real_dims,
+        )
 
 
 @partial(jax.jit, static_argnames=("graph", "dtype"))

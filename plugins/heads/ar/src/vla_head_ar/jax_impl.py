@@ -64,6 +64,7 @@ class ARHead(nnx.Module):
         num_steps: int | None = None,
         grammar: DecodeGrammar | None = None,
         temperature: float = 0.0,
+        real_dims: Array | None = None,
     ) -> dict[str, Array]:
         """Decode until every row has its chunk: {"tokens": [B n]} text ids, 0 after the end.
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from attrs import evolve
 from flax import nnx
 from jax import Array, lax
 from jax import numpy as jnp
@@ -49,17 +50,23 @@ class FlowHead(nnx.Module):
         """Noisy actions as tokens. draws: noise [B K H A], time [B K]."""
         noise, time = draws["noise"], draws["time"]
         k = time.shape[1]
-        a = actions.values[:, None]  # [B 1 H A]
+        a, mask = actions.values[:, None], None  # [B 1 H A]
+        if actions.mask is not None and self.settings.mask_padding:
+            mask = actions.mask[:, None]
+            a = jnp.where(mask, a, 0)
         t = time[..., None, None]
         x_t = t * noise + (1 - t) * a
         tokens = self.tokens(x_t.reshape(-1, *x_t.shape[2:]), time.reshape(-1))
+        if mask is not None:  # no real step looks at a padded one
+            real = jnp.repeat(mask.any(-1), k, 1).reshape(-1, mask.shape[2])
+            tokens = tuple(evolve(run, valid=real) for run in tokens)
         if self.settings.state == "continuous":
             tokens = (self.state_token(jnp.repeat(obs.state, k, 0)), *tokens)
         return Entry(
             tokens=tokens,
             cond=self.condition(time.reshape(-1)),
             outputs=("action",),
-            notes={"velocity": noise - a, "mask": actions.mask},
+            notes={"velocity": noise - a, "mask": mask},
             draws=k,
         )
 
@@ -67,9 +74,9 @@ class FlowHead(nnx.Module):
         """{"actions": [B]}: the squared error of the velocity, averaged over draws, steps and dims that are real."""
         error = self.squared_error(hidden, entry)  # [B K H A]
         mask = entry.notes["mask"]
-        if mask is None or not self.settings.mask_padding:
+        if mask is None:
             return {"actions": error.mean((1, 2, 3))}
-        real = mask[:, None].astype(error.dtype)
+        real = mask.astype(error.dtype)
         return {"actions": (error * real).sum((1, 2, 3)) / jnp.maximum(real.sum((1, 2, 3)) * error.shape[1], 1)}
 
     def squared_error(self, hidden: Mapping[str, Array], entry: Entry) -> Array:
@@ -113,8 +120,13 @@ class FlowHead(nnx.Module):
         num_steps: int | None = None,
         grammar: object = None,
         temperature: float = 0.0,
+        real_dims: Array | None = None,
     ) -> dict[str, Array]:
-        """Euler from noise [B H A] over the cached prefix: {"actions": [B H A]} float32, normalised."""
+        """Euler from noise [B H A] over the cached prefix: {"actions": [B H A]} float32, normalised.
+
+        Training leaves padded dims out of the loss, so their velocity is not learned; but it is known: they go from
+        noise to 0 along u = noise. With `real_dims` [A] the network sees them exactly as in training.
+        """
         steps = num_steps or self.settings.num_steps
         times, dt = euler_times(steps)
         fixed = model.embed(obs)
@@ -133,9 +145,10 @@ class FlowHead(nnx.Module):
             now = {e: llm.style_at(s, i) for e, s in styles.items()}
             tokens = self.tokens(x, lax.dynamic_slice_in_dim(times, i, 1))
             hidden, _ = model.extend(cache, (*state, *tokens), look, now)
-            return x + dt * self.velocity(hidden["action"])
+            v = self.velocity(hidden["action"])
+            return x + dt * (v if real_dims is None else jnp.where(real_dims, v, noise))
 
-        return {"actions": lax.fori_loop(0, steps, step, noise)}
+        return {"actions": lax.fori_loop(0, steps, step, jnp.asarray(noise))}
 
 
 def euler_times(steps: int) -> tuple[Array, float]:

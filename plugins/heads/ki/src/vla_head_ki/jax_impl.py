@@ -61,6 +61,7 @@ class KIHead(nnx.Module):
         num_steps: int | None = None,
         grammar: DecodeGrammar | None = None,
         temperature: float = 0.0,
+        real_dims: Array | None = None,
     ) -> dict[str, Array]:
         """The chunk half alone: {"actions": [B H A]}."""
-        return self.actions.sample(model, obs, noise, num_steps=num_steps)
+        return self.actions.sample(model, obs, noise, num_steps=num_steps, real_dims=real_dims)
