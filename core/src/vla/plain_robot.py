@@ -15,7 +15,7 @@ class PlainSettings:
     """What the data looks like.
 
     Attributes:
-        state_dim, action_dim: widths of the robot's own state and actions; 0: those of the statistics, else of the spec.
+        state_dim, action_dim: widths of the robot's own state and actions; 0: those of the statistics.
         cameras: "model=robot" pairs, e.g. "base_0_rgb=front"; none: cameras are named as in the spec.
         delta: which actions become relative to the state at the start of the chunk: +n for n that do, -n for n that do
             not, e.g. (6, -1); none: all stay as they are.
@@ -28,8 +28,8 @@ class PlainSettings:
 
 
 def offers(settings: PlainSettings, inner: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Facets of a robot."""
-    cameras = tuple(pair.rpartition("=")[2].strip() for pair in settings.cameras)
+    """Facets of a robot; `cameras` are the names in a model that it can fill (none: whatever the spec has)."""
+    cameras = tuple(pair.partition("=")[0].strip() for pair in settings.cameras)
     return {"state_dim": settings.state_dim, "action_dim": settings.action_dim, "cameras": cameras, "hz": None}
 
 

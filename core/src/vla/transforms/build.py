@@ -121,9 +121,8 @@ def _walk(path: str, chosen: Any) -> Any:
 
 
 def core_steps(context: Context) -> list[tuple[str, Any]]:
-    """The steps every variant has."""
+    """The steps every variant has; the context has statistics."""
     spec = context.variant.spec
-    stats = _needed(context.stats)
     robot = context.variant.parts["robot"]
     own = (robot.offers.get("state_dim") or 0, robot.offers.get("action_dim") or 0)
     state_dim, action_dim = context.robot_state_dim, context.robot_action_dim
@@ -131,12 +130,12 @@ def core_steps(context: Context) -> list[tuple[str, Any]]:
     steps: list[tuple[str, Any]] = [
         ("inputs.repack", InjectDefaultPrompt(context.default_prompt)),
         ("inputs.normalize", CheckRow(*own, robot.part.name)),
-        ("inputs.normalize", Normalize(stats, spec.norm)),
+        ("inputs.normalize", Normalize(context.stats, spec.norm)),
         ("inputs.images", ResizeImages(height, width, tuple(spec.cameras))),
         ("inputs.pad", Pad(spec.state_dim, spec.action_dim, spec.action_horizon)),
         ("inputs.pad", Select(MODEL_KEYS)),
         ("outputs.unpad", Unpad(state_dim, action_dim)),
-        ("outputs.unnormalize", Unnormalize(stats, spec.norm)),
+        ("outputs.unnormalize", Unnormalize(context.stats, spec.norm)),
     ]
     if context.tokenizer is not None:
         steps += [("inputs.prompt", ReadPrompt()), ("inputs.tokenize", Tokenize(context.tokenizer))]
@@ -145,17 +144,25 @@ def core_steps(context: Context) -> list[tuple[str, Any]]:
     return steps
 
 
-def _needed(stats: Mapping[str, Stats] | None) -> dict[str, Stats]:
-    lacking = [k for k in ("state", "actions") if not stats or k not in stats]
-    if lacking:
-        raise DataError(
-            "there are no normalisation statistics",
-            field=f"norm_stats.json: {lacking[0]}",
-            got=None if not stats else sorted(stats),
-            fix="compute them: vla stats DATA --model DIR, and put norm_stats.json into the model directory",
-        )
+def _needed(stats: Mapping[str, Stats] | None, norm: str) -> dict[str, Stats]:
+    """Statistics of state and actions, as this normalisation needs them."""
+    for key in ("state", "actions"):
+        if not stats or key not in stats:
+            raise DataError(
+                "there are no normalisation statistics",
+                field=f"norm_stats.json: {key}",
+                got=None if not stats else sorted(stats),
+                fix="compute them: vla stats DATA --model DIR --out DIR",
+            )
+        if norm == "quantile" and (stats[key].q01 is None or stats[key].q99 is None):
+            raise DataError(
+                "quantile normalisation needs quantiles, and these statistics have none",
+                field=f"norm_stats.json: {key}.q01",
+                got=None,
+                fix="compute them: vla stats DATA --model DIR --out DIR, or build with --set spec.norm=zscore",
+            )
     assert stats is not None
-    return {k: stats[k] for k in ("state", "actions")}
+    return {key: stats[key] for key in ("state", "actions")}
 
 
 def build_group(
@@ -174,18 +181,8 @@ def build_group(
         PartError: a part's contributions are malformed, or cannot be brought into an order.
         SettingsError: cameras of robot and model do not fit.
     """
-    context = make_context(variant, stats, tokenizer, default_prompt)
-    closing = core_steps(context)
-    if variant.spec.norm == "quantile" and stats:
-        for key in ("state", "actions"):
-            if stats[key].q01 is None or stats[key].q99 is None:
-                raise DataError(
-                    "quantile normalisation needs quantiles, and these statistics have none",
-                    field=f"norm_stats.json: {key}.q01",
-                    got=None,
-                    fix="compute them: vla stats DATA, or build with --set spec.norm=zscore",
-                )
-    ins, outs = order([*part_steps(context), ("core", closing)])
+    context = make_context(variant, _needed(stats, variant.spec.norm), tokenizer, default_prompt)
+    ins, outs = order([*part_steps(context), ("core", core_steps(context))])
     check_order(ins, RAW)
     check_order(outs, ("actions", "tokens", "state"))
     return Group(ins, outs, context.robot_action_dim)

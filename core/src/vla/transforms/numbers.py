@@ -353,15 +353,12 @@ class Unpad:
 
 @frozen
 class Select:
-    """Keep what the model reads: the names listed, and everything under `extra/`."""
+    """Keep what the model reads: keys whose first part is one of the names, e.g. everything under `images/`."""
 
     names: tuple[str, ...]
     reads: ClassVar = ()
-
-    @property
-    def writes(self) -> tuple[str, ...]:
-        """The names."""
-        return self.names
+    writes: ClassVar = ("*?",)
+    shapes: ClassVar = "only what the model reads is left"
 
     def __call__(self, data: Flat) -> Flat:
         return {k: v for k, v in data.items() if k.partition("/")[0] in self.names}

@@ -67,7 +67,7 @@ class Tokenize:
 
     tokenizer: Any
     reads: ClassVar = ("prompt", "state", "actions?")
-    writes: ClassVar = TOKEN_KEYS
+    writes: ClassVar = ("tokenized_prompt*", "token_*")
 
     @property
     def shapes(self) -> str:

@@ -1,7 +1,7 @@
 """ALOHA's joint and gripper conventions against those of pi's pre-training data (openpi `aloha_policy.py`).
 
-Pi's conventions: some joints turn the other way, and a gripper is an angle of its motor scaled to [0, 1], while ALOHA
-gives the linear opening scaled to [0, 1].
+Pi's conventions: some joints turn the other way, and a gripper is the angle of its motor, scaled so that pi's own
+gripper spans [0, 1], while ALOHA gives the linear opening scaled to [0, 1].
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DELTA = (6, -1, 6, -1)
 
 
 def gripper_to_pi(opening: np.ndarray) -> np.ndarray:
-    """ALOHA's gripper observation in [0, 1] (linear) as pi's in [0, 1] (angle)."""
+    """ALOHA's gripper observation in [0, 1] (linear) as pi's: the motor angle, where pi's gripper spans [0, 1]."""
     linear = opening * (LINEAR_OPEN - LINEAR_CLOSED) + LINEAR_CLOSED
     with np.errstate(divide="ignore", invalid="ignore"):
         sine = (HORN**2 + linear**2 - ROD**2) / (2 * HORN * linear)

@@ -35,5 +35,7 @@ class DroidSettings:
 
 
 def offers(settings: DroidSettings, inner: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Facets of a robot."""
-    return {"state_dim": DIM, "action_dim": DIM, "cameras": tuple(CAMERAS), "hz": HZ}
+    """Facets of a robot; `cameras` are the names in a model that it can fill."""
+    usual = dict.fromkeys(name for names in CAMERAS.values() for name in names)
+    cameras = tuple(pair.partition("=")[0].strip() for pair in settings.cameras) or tuple(usual)
+    return {"state_dim": DIM, "action_dim": DIM, "cameras": cameras, "hz": HZ}
