@@ -1,0 +1,114 @@
+"""openpi's stored tokenizer outputs, case by case: tokens, masks and decoded actions."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vla.codecs import IdMap, Tokenizer, open_tokenizer
+from vla.compose import resolve
+from vla.contracts import Spec
+from vla.errors import DecodeError
+
+ROOT = Path(__file__).parents[1].parent / "shared"
+SHARED = Path(os.environ.get("VLA_SHARED", ROOT))
+GOLDENS = Path(os.environ.get("VLA_GOLDENS", SHARED / "goldens")) / "tokenizers"
+MODEL = SHARED / "data" / "paligemma_tokenizer" / "tokenizer.model"
+FILE = GOLDENS / "openpi_tokenizers.npz"
+
+pytestmark = [
+    pytest.mark.goldens,
+    pytest.mark.skipif(not FILE.is_file() or not MODEL.is_file(), reason="no tokenizer goldens: set VLA_GOLDENS and VLA_SHARED"),
+]
+
+
+def cases():
+    if not FILE.is_file():
+        return []
+    with np.load(FILE, allow_pickle=False) as z:
+        return json.loads(str(z["meta_json"]))
+
+
+def named(case):
+    return f"{case['case']:03d}-{case['tokenizer']}-{case.get('name', case['format']).replace(' ', '_')}"
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    with np.load(FILE, allow_pickle=False) as z:
+        return {name: z[name] for name in z.files}
+
+
+@pytest.fixture(scope="module")
+def open_case():
+    opened = {}
+
+    def open_one(case) -> Tokenizer:
+        kind, text = case["tokenizer"], {"part": "paligemma", "model": str(MODEL)}
+        tree = {
+            "paligemma": text | {"prompt": case["format"]},
+            "fast": {"part": "fast", "text": text, "source": str(GOLDENS / "fast")},
+            "binning": {"part": "binning", "text": text, "preset": "openpi"},
+        }[kind]
+        key = (kind, case["format"] if kind == "paligemma" else "")
+        if key not in opened:
+            opened[key] = open_tokenizer(resolve("tokenizer", tree, "tokenizer"), Spec())
+        opened[key].max_len = case.get("max_len", 10**6)
+        return opened[key]
+
+    return open_one
+
+
+def test_all_cases_are_here():
+    assert len(cases()) == 121
+
+
+@pytest.mark.parametrize("case", [c for c in cases() if c["format"] != "extract_actions"], ids=named)
+def test_tokens_and_masks(case, arrays, open_case):
+    own = {k.split("/")[1]: v for k, v in arrays.items() if k.startswith(f"{case['case']:03d}/")}
+    out = open_case(case).tokenize(case["prompt"], own.get("state"), own.get("action_in"))
+    pairs = {"tokens": "tokenized_prompt", "mask": "tokenized_prompt_mask", "ar_mask": "token_ar_mask", "loss_mask": "token_loss_mask"}
+    compared = [name for name in pairs if name in own]
+    assert compared[:2] == ["tokens", "mask"]
+    for name in compared:
+        assert np.array_equal(out[pairs[name]], own[name]), name
+
+
+# What openpi accepts and strict decoding refuses, with the reason.
+REFUSED = {
+    "ordinary text inside": "no action token",
+    "blank between two ids": "no action token",
+    "ids outside the 256 bins": "no action token",
+    "more ids than needed": "not 128",
+}
+
+
+@pytest.mark.parametrize("case", [c for c in cases() if c["format"] == "extract_actions"], ids=named)
+def test_extracted_actions(case, arrays, open_case):
+    """Mode "openpi" gives openpi's values, and raises exactly where openpi gives zeros."""
+    tokens, want = (arrays[f"{case['case']:03d}/{name}"] for name in ("tokens", "actions"))
+    tokenizer, shape = open_case(case), (case["horizon"], case["dim"])
+    if not want.any():
+        for mode in ("openpi", "strict"):
+            with pytest.raises(DecodeError):
+                tokenizer.decode(tokens, *shape, mode=mode)
+        return
+    assert np.abs(tokenizer.decode(tokens, *shape, mode="openpi") - want).max() < 1e-6
+    if case["name"] in REFUSED:
+        with pytest.raises(DecodeError, match=REFUSED[case["name"]]):
+            tokenizer.decode(tokens, *shape)
+    else:
+        assert np.abs(tokenizer.decode(tokens, *shape) - want).max() < 1e-6
+
+
+def test_ids_do_not_go_through_text(open_case):
+    """openpi's way back (ids to text to ids) changes some sequences of action ids; slicing changes none."""
+    tokenizer = open_case({"tokenizer": "fast", "format": "tokenize"})
+    ids = np.asarray(IdMap.from_end(tokenizer.vocab_size, 2048, 128).text_ids)  # the public processor has 2,048
+    rows = np.random.default_rng(0).choice(ids, (300, 10))
+    through_text = [tokenizer.text.encode(tokenizer.text.decode(row)) for row in rows]
+    assert sum(a != b.tolist() for a, b in zip(through_text, rows, strict=True)) > 0
+    id_map = IdMap(tokenizer.vocab_size, ids)
+    assert np.array_equal(id_map.to_text(id_map.to_codec(rows)), rows)
