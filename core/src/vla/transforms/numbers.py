@@ -100,7 +100,11 @@ def pad_to(x: np.ndarray, dim: int, field: str) -> np.ndarray:
             expected=f"at most {dim}",
             fix=f"build with --set spec.{field.rstrip('s')}_dim={d}",
         )
-    return x if d == dim else np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, dim - d)])
+    if d == dim:
+        return x
+    out = np.zeros((*x.shape[:-1], dim), x.dtype)
+    out[..., :d] = x
+    return out
 
 
 def _array(value: Any, name: str, ndim: int) -> np.ndarray:
