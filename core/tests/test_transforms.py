@@ -495,11 +495,12 @@ def test_any_part_may_contribute_and_a_broken_one_is_named():
 def test_hooks_contribute_too_and_a_broken_listener_is_only_reported(monkeypatch, caplog):
     from vla import hooks, registry
 
-    step = named("seen", (), ("log",))
+    step, made = named("seen", (), ("log",)), variant()
     answers = [hooks.Answer("good", [("inputs.repack", step)]), hooks.Answer("bad", problem="hooks 'bad' fail")]
     monkeypatch.setattr(hooks, "ask", lambda hook, context: answers if hook == "vla_transforms" else [])
     monkeypatch.setattr(registry, "listed", lambda kind: [1])
-    assert any(p.step is step and p.origin == "hook good" for p in group().input_steps)
+    g = build_group(made, stats=identity_stats(4, 2), tokenizer=Words())
+    assert any(p.step is step and p.origin == "hook good" for p in g.input_steps)
     assert "hooks 'bad' fail" in caplog.text
 
 
