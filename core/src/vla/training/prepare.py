@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from attrs import frozen
 
-from vla.compose import VARIANT_FILE, Variant, read_variant
+from vla.compose import VARIANT_FILE, Variant, build, read_variant
 from vla.contracts import check_observation, observation_from
 from vla.errors import DataError, StoreError
+from vla.registry import listed
 from vla.store import ASSETS, STATS, WEIGHTS, open_model, read_weights
 from vla.training.config import TrainConfig
 from vla.training.order import generator, split_episodes
@@ -71,6 +72,7 @@ def prepare(
 
     variant, weights, own_stats, tokenizer = open_start(model)
     dataset = open_data(data, variant)
+    variant = for_robot_of(variant, dataset, note)
     check_fit(variant, dataset)
     train_episodes, val_episodes = split_episodes(config.seed, len(dataset.episodes), _held_out(config, dataset))
     if checkpoint is not None:
@@ -114,6 +116,16 @@ def open_data(data: Any, variant: Variant) -> Any:
     from vla.datasets import open_dataset
 
     return open_dataset(data)
+
+
+def for_robot_of(variant: Variant, dataset: Any, note: Callable[[str], None] = print) -> Variant:
+    """The variant with the adapter of the dataset's robot, if it has none of its own (`plain`, untouched)."""
+    theirs, mine = getattr(dataset.info, "robot", ""), variant.parts["robot"]
+    untouched = mine.part.name == "plain" and mine.settings == mine.part.settings()
+    if not untouched or not any(item.name == theirs for item in listed("robot")):
+        return variant
+    note(f"robot adapter: {theirs} (the data was recorded on it)")
+    return build(base=variant, robot=theirs, name=variant.name)
 
 
 def check_fit(variant: Variant, dataset: Any) -> None:
