@@ -18,7 +18,9 @@ class Toy:
     def __init__(self, lengths=(3, 4), first=0, cameras=("front",), robot="toy", broken=None):
         ends = np.cumsum(lengths)
         self.episodes = [range(int(e - n), int(e)) for e, n in zip(ends, lengths, strict=True)]
-        self.info = DatasetInfo({c: (6, 8) for c in cameras}, 1, 1, 10.0, robot, tasks=(f"task {first}",), source=f"toy {first}")
+        self.info = DatasetInfo(
+            {c: (6, 8) for c in cameras}, 1, 1, 10.0, robot, tasks=(f"task {first}",), source=f"toy {first}"
+        )
         self.first, self.broken, self.decoded = first, broken, 0
 
     def __len__(self):
@@ -103,7 +105,9 @@ def test_frames_are_decoded_once(tmp_path):
     before = data.decoded
     sample = cached.sample(5, 2)
     np.testing.assert_array_equal(sample["images"]["front"], frames[5, 1])
-    assert isinstance(cached, Dataset) and data.decoded == before + 1 and cached.sample(5, 2, images=False)["images"] == {}
+    assert (
+        isinstance(cached, Dataset) and data.decoded == before + 1 and cached.sample(5, 2, images=False)["images"] == {}
+    )
 
 
 def test_a_frame_cache_is_whole_or_absent(tmp_path, monkeypatch):

@@ -59,8 +59,10 @@ class Dataset(Protocol):
         """Frames."""
         ...
 
-    def sample(self, index: int, horizon: int, cameras: Sequence[str] | None = None, images: bool = True) -> dict[str, Any]:
-        """The raw sample of one frame with a chunk of `horizon` actions; decodes only the cameras asked for (None: all)."""
+    def sample(
+        self, index: int, horizon: int, cameras: Sequence[str] | None = None, images: bool = True
+    ) -> dict[str, Any]:
+        """The raw sample of one frame, `horizon` actions; decodes only the cameras asked for (None: all)."""
         ...
 
     def states(self) -> np.ndarray:
@@ -239,7 +241,9 @@ class Mixture:
         which = int(np.searchsorted(self._starts, index, side="right")) - 1
         return which, index - int(self._starts[which])
 
-    def sample(self, index: int, horizon: int, cameras: Sequence[str] | None = None, images: bool = True) -> dict[str, Any]:
+    def sample(
+        self, index: int, horizon: int, cameras: Sequence[str] | None = None, images: bool = True
+    ) -> dict[str, Any]:
         """As `Dataset.sample`; a camera that this frame's dataset lacks is left out. Adds "dataset", its number."""
         which, inner = self.locate(index)
         dataset = self.datasets[which]

@@ -56,7 +56,9 @@ def cache_frames(
         _build(dataset, names, shape, file, threads, progress)
     frames = np.load(file, mmap_mode="r")
     if frames.shape != shape or frames.dtype != np.uint8:
-        raise StoreError("a frame cache is damaged", field=str(file), got=frames.shape, expected=shape, fix="delete this file")
+        raise StoreError(
+            "a frame cache is damaged", field=str(file), got=frames.shape, expected=shape, fix="delete this file"
+        )
     return frames
 
 
@@ -96,7 +98,9 @@ def _build(
 class CachedFrames:
     """A dataset whose images come from a frame cache: the same samples, with images of `size`."""
 
-    def __init__(self, dataset: Dataset, cameras: Sequence[str], size: tuple[int, int], folder: str | Path, threads: int = 2):
+    def __init__(
+        self, dataset: Dataset, cameras: Sequence[str], size: tuple[int, int], folder: str | Path, threads: int = 2
+    ):
         self._dataset, self._names = dataset, list(cameras)
         self._frames = cache_frames(dataset, cameras, size, folder, threads=threads)
         self.episodes = dataset.episodes
@@ -106,7 +110,9 @@ class CachedFrames:
         """Frames."""
         return len(self._dataset)
 
-    def sample(self, index: int, horizon: int, cameras: Sequence[str] | None = None, images: bool = True) -> dict[str, Any]:
+    def sample(
+        self, index: int, horizon: int, cameras: Sequence[str] | None = None, images: bool = True
+    ) -> dict[str, Any]:
         """As `Dataset.sample`; nothing is decoded."""
         wanted = check_cameras(cameras, self._names, self.info.source) if images else []
         sample = self._dataset.sample(index, horizon, images=False)

@@ -97,7 +97,14 @@ def record(
                 continue
             for i in range(len(episode.actions)):
                 images = {name: rows[i] for name, rows in episode.images.items()}
-                writer.add({"images": images, "state": episode.states[i], "action": episode.actions[i], "prompt": episode.prompt})
+                writer.add(
+                    {
+                        "images": images,
+                        "state": episode.states[i],
+                        "action": episode.actions[i],
+                        "prompt": episode.prompt,
+                    }
+                )
             writer.end_episode()
             kept, frames = kept + 1, frames + len(episode.actions)
             tasks[episode.task] += 1

@@ -101,7 +101,9 @@ def test_every_frame_by_time_is_the_frame_that_playing_shows(where):
 
 @needs_shared
 def test_sets_of_all_versions_declare_what_is_in_them():
-    gr00t, v21, images, video = (open_dataset(p) for p in (GR00T, *(WRITTEN / n for n in ("v21_image", "v30_image", "v30_video"))))
+    gr00t, v21, images, video = (
+        open_dataset(p) for p in (GR00T, *(WRITTEN / n for n in ("v21_image", "v30_image", "v30_video")))
+    )
     assert (gr00t.info.state_dim, gr00t.info.hz, gr00t.info.robot) == (44, 20.0, "GR1ArmsOnly")
     assert gr00t.info.cameras == {"ego_view": (256, 256)}  # `egoview` is declared there, but has no file
     assert len(gr00t.info.tasks) == 5 and "valid" not in gr00t.info.tasks and gr00t.info.action_names[0] == "motor_0"
@@ -109,7 +111,9 @@ def test_sets_of_all_versions_declare_what_is_in_them():
     for data in (images, video):
         assert data.info.cameras == {"cam0": (224, 224), "cam1": (224, 224)}
         assert data.prompts()[60] == "task 1" and data.info.action_names == tuple(f"a{i}" for i in range(7))
-    one = pq.read_table(WRITTEN / "v30_image" / "data/chunk-000/file-000.parquet", columns=["action"])["action"].to_pylist()
+    one = pq.read_table(WRITTEN / "v30_image" / "data/chunk-000/file-000.parquet", columns=["action"])[
+        "action"
+    ].to_pylist()
     np.testing.assert_array_equal(images.actions(), np.array(one, np.float32))
     assert len({d.digest() for d in (gr00t, v21, images, video)}) == 4
 
@@ -278,7 +282,13 @@ def test_a_broken_video_is_named_with_its_episode(tmp_path, how):
         raw[start:end] = bytes(b ^ 0x5A for b in raw[start:end])
         file.write_bytes(raw)
     else:
-        shutil.copy(write(tmp_path / "short", video=True, lengths=(2,)) / "videos/observation.images.front/chunk-000/file-000.mp4", file)
-    with pytest.raises(DataError, match=r"video (file is missing|is damaged)(.|\n)*file-000.mp4(.|\n)*'front', episode 2"):
+        shutil.copy(
+            write(tmp_path / "short", video=True, lengths=(2,))
+            / "videos/observation.images.front/chunk-000/file-000.mp4",
+            file,
+        )
+    with pytest.raises(
+        DataError, match=r"video (file is missing|is damaged)(.|\n)*file-000.mp4(.|\n)*'front', episode 2"
+    ):
         data.sample(15, 1, cameras=["front"])
     assert data.sample(15, 1, cameras=["wrist"])["images"]["wrist"].shape == (32, 48, 3)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from vla_dataset_lerobot import LeRobotWriter
+from vla_dataset_lerobot import writer as writer_module
 
 from vla.datasets import DatasetInfo, create_dataset, open_dataset
 from vla.errors import DataError, StoreError
-from vla_dataset_lerobot import LeRobotWriter
-from vla_dataset_lerobot import writer as writer_module
 
 SHARED = Path(os.environ.get("VLA_SHARED", Path(__file__).parents[5] / "shared")) / "data" / "lerobot_written"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not here (VLA_SHARED)")
@@ -68,7 +68,9 @@ def test_full_files_are_rolled(tmp_path, monkeypatch):
     with LeRobotWriter.create(tmp_path / "d", 10, features) as writer:
         for e in range(5):
             for i in range(2):
-                writer.add_frame(_frame(10 * e + i, **{"observation.images.top": np.full((16, 24, 3), 40 * e, np.uint8)}))
+                writer.add_frame(
+                    _frame(10 * e + i, **{"observation.images.top": np.full((16, 24, 3), 40 * e, np.uint8)})
+                )
             writer.save_episode()
     names = sorted(str(p.relative_to(tmp_path / "d")) for p in (tmp_path / "d").glob("data/*/*"))
     assert names == [f"data/chunk-{c:03d}/file-{f:03d}.parquet" for c, f in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]]
@@ -90,7 +92,12 @@ def test_files_are_built_like_lerobots_own(tmp_path, kind):
             for i in span:
                 sample = data.sample(i, 1)
                 images = {f"observation.images.{name}": image for name, image in sample["images"].items()}
-                frame = {**images, "observation.state": sample["state"], "action": sample["actions"][0], "task": sample["prompt"]}
+                frame = {
+                    **images,
+                    "observation.state": sample["state"],
+                    "action": sample["actions"][0],
+                    "task": sample["prompt"],
+                }
                 writer.add_frame(frame)
             writer.save_episode()
     ours = tmp_path / "d"
@@ -119,25 +126,37 @@ def test_files_are_built_like_lerobots_own(tmp_path, kind):
     for name in rows[1]:
         if not name.startswith("stats/"):
             assert rows[0][name] == rows[1][name], name
-        elif name.split("/")[-1] in ("min", "max", "mean", "std", "count") and ("images" not in name or kind == "v30_image"):
-            np.testing.assert_allclose(rows[0][name], rows[1][name], atol=6e-3 if "images" in name else 1e-6, err_msg=name)
+        elif name.split("/")[-1] in ("min", "max", "mean", "std", "count") and (
+            "images" not in name or kind == "v30_image"
+        ):
+            np.testing.assert_allclose(
+                rows[0][name], rows[1][name], atol=6e-3 if "images" in name else 1e-6, err_msg=name
+            )
     whole = json.loads((ours / "meta/stats.json").read_text())
     states = open_dataset(ours).states().astype(np.float64)
     np.testing.assert_allclose(whole["observation.state"]["q99"], np.quantile(states, 0.99, axis=0), rtol=1e-12)
     pixels = np.stack([open_dataset(ours).sample(i, 1)["images"]["cam0"] for i in range(120)]) / 255
     if kind == "v30_image":
         np.testing.assert_allclose(np.ravel(whole["observation.images.cam0"]["std"]), pixels.std((0, 1, 2)), rtol=1e-9)
-        np.testing.assert_allclose(np.ravel(whole["observation.images.cam0"]["q10"]), np.quantile(pixels, 0.1, (0, 1, 2)), atol=1e-9)
+        np.testing.assert_allclose(
+            np.ravel(whole["observation.images.cam0"]["q10"]), np.quantile(pixels, 0.1, (0, 1, 2)), atol=1e-9
+        )
 
 
 def test_nothing_is_left_after_a_failure(tmp_path):
-    with pytest.raises(RuntimeError, match="robot fell over"), LeRobotWriter.create(tmp_path / "d", 10, NUMBERS) as writer:
+    with (
+        pytest.raises(RuntimeError, match="robot fell over"),
+        LeRobotWriter.create(tmp_path / "d", 10, NUMBERS) as writer,
+    ):
         writer.add_frame(_frame(0))
         writer.save_episode()
         raise RuntimeError("the robot fell over")
     with pytest.raises(DataError, match="nothing was recorded"), LeRobotWriter.create(tmp_path / "d", 10, NUMBERS):
         pass
-    with pytest.raises(DataError, match="last episode was not saved"), LeRobotWriter.create(tmp_path / "d", 10, NUMBERS) as writer:
+    with (
+        pytest.raises(DataError, match="last episode was not saved"),
+        LeRobotWriter.create(tmp_path / "d", 10, NUMBERS) as writer,
+    ):
         writer.add_frame(_frame(0))
     writer = LeRobotWriter.create(tmp_path / "d", 10, NUMBERS)
     writer.abort()
@@ -150,8 +169,11 @@ def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch, moment):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(writer_module.pq.ParquetWriter, "write_table", full) if moment == "frames" else None
-    monkeypatch.setattr(writer_module, "_tasks_table", full) if moment == "metadata" else None
-    with pytest.raises(StoreError, match="the disk is full"), LeRobotWriter.create(tmp_path / "d", 10, NUMBERS) as writer:
+    monkeypatch.setattr(writer_module, "tasks_table", full) if moment == "metadata" else None
+    with (
+        pytest.raises(StoreError, match="the disk is full"),
+        LeRobotWriter.create(tmp_path / "d", 10, NUMBERS) as writer,
+    ):
         writer.add_frame(_frame(0))
         writer.save_episode()
     assert not list(tmp_path.iterdir())
@@ -175,7 +197,10 @@ def test_a_taken_path_is_refused_unless_asked(tmp_path):
     ("frame", "message"),
     [
         ({"action": [0.0], "task": "go"}, "exactly the declared features"),
-        (_frame(0) | {"observation.state": [1, 2, 3]}, r"wrong shape(.|\n)*observation.state(.|\n)*\(3,\)(.|\n)*\(2,\)"),
+        (
+            _frame(0) | {"observation.state": [1, 2, 3]},
+            r"wrong shape(.|\n)*observation.state(.|\n)*\(3,\)(.|\n)*\(2,\)",
+        ),
         (_frame(0) | {"action": [np.nan]}, "not finite(.|\n)*action"),
         (_frame(0) | {"task": ""}, "needs its instruction"),
     ],

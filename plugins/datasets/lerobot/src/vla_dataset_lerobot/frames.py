@@ -38,7 +38,7 @@ def read_numbers(meta: Meta, vectors: list[str], scalars: list[str]) -> tuple[di
         with open_parquet(file) as parquet:
             have = parquet.schema_arrow.names
             if missing := [name for name in vectors if name not in have]:
-                raise DataError("the dataset has no such column", field=f"{file}: {missing[0]}", expected=f"any of {have}",
+                raise DataError("the dataset has no such column", field=f"{file}: {missing[0]}", expected=have,
                                 fix="set state_key or action_key")  # fmt: skip
             try:
                 table = parquet.read([name for name in parts if name in have])
@@ -54,7 +54,8 @@ def read_numbers(meta: Meta, vectors: list[str], scalars: list[str]) -> tuple[di
     if total != int(meta.lengths.sum()):
         raise DataError(
             "the parquet files do not hold the frames that the metadata lists",
-            field=str(meta.root / "data"), got=f"{total} frames", expected=f"{int(meta.lengths.sum())} frames in {len(meta.lengths)} episodes",
+            field=str(meta.root / "data"), got=f"{total} frames",
+            expected=f"{int(meta.lengths.sum())} frames in {len(meta.lengths)} episodes",
             fix="copy the folders data/ and meta/ completely, or record again",
         )  # fmt: skip
     columns = {name: np.concatenate(chunks) for name, chunks in parts.items() if len(chunks) == len(meta.data_files)}
@@ -73,7 +74,11 @@ def _vectors(column: pa.ChunkedArray, file: Path, name: str, first: int) -> np.n
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise DataError("a column does not hold numbers", field=f"{file}: {name}", got=str(array.type)) from error
     if rows and (values.size % rows or _ragged(array, values.size // rows)):
-        raise DataError("the rows of a column differ in width, or some are empty", field=f"{file}: {name}", got=f"{values.size} values in {rows} rows")
+        raise DataError(
+            "the rows of a column differ in width, or some are empty",
+            field=f"{file}: {name}",
+            got=f"{values.size} values in {rows} rows",
+        )
     values = values.reshape(rows, -1)
     if not np.isfinite(values).all():
         row, dim = np.argwhere(~np.isfinite(values))[0]
@@ -136,10 +141,16 @@ class ImageColumns:
         file = self._meta.data_files[self._groups.file[group]]
         with open_parquet(file) as parquet:
             if key not in parquet.schema_arrow.names:
-                raise DataError("a camera's column is missing", field=f"{file}: {key}", expected=f"any of {parquet.schema_arrow.names}")
+                raise DataError(
+                    "a camera's column is missing",
+                    field=f"{file}: {key}",
+                    expected=f"any of {parquet.schema_arrow.names}",
+                )
             nested = pa.types.is_struct(parquet.schema_arrow.field(key).type)
             try:
-                table = parquet.read_row_group(int(self._groups.number[group]), columns=[f"{key}.bytes" if nested else key], use_threads=False)
+                table = parquet.read_row_group(
+                    int(self._groups.number[group]), columns=[f"{key}.bytes" if nested else key], use_threads=False
+                )
             except (OSError, pa.ArrowException) as error:
                 raise damaged(file, error) from error
         column = table[key].combine_chunks()

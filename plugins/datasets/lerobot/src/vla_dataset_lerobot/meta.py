@@ -61,7 +61,9 @@ class Meta:
     def size(self, key: str) -> tuple[int, int]:
         """(height, width) of a camera."""
         shape, names = list(self.features[key]["shape"]), self.names(key)
-        channels_first = (names[0] in ("channel", "channels") if names else False) or (shape[0] in (1, 3) and shape[2] > 4)
+        channels_first = (names[0] in ("channel", "channels") if names else False) or (
+            shape[0] in (1, 3) and shape[2] > 4
+        )
         return (shape[1], shape[2]) if channels_first else (shape[0], shape[1])
 
     def names(self, key: str) -> tuple[str, ...]:
@@ -83,7 +85,9 @@ def find_root(path: str) -> Path:
         DataError: nothing is there.
     """
     if not path:
-        raise DataError("which dataset?", field="path", got="''", fix="name a folder with meta/info.json, or a hub name org/name")
+        raise DataError(
+            "which dataset?", field="path", got="''", fix="name a folder with meta/info.json, or a hub name org/name"
+        )
     given = Path(path).expanduser()
     hub = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     tried = [given]
@@ -102,11 +106,16 @@ def find_root(path: str) -> Path:
             "no such dataset folder",
             field="path",
             got=path,
-            expected="a folder with meta/info.json, or a hub name in one of " + ", ".join(map(str, tried[1:])) if tried[1:] else "a folder with meta/info.json",
+            expected="a folder with meta/info.json, or a hub name in one of " + ", ".join(map(str, tried[1:]))
+            if tried[1:]
+            else "a folder with meta/info.json",
             fix="check the path; a hub dataset must be downloaded first (nothing is downloaded here)",
         )
     raise DataError(
-        "not a LeRobotDataset: it has no meta/info.json", field="path", got=path, fix="point at the folder that holds `meta` and `data`"
+        "not a LeRobotDataset: it has no meta/info.json",
+        field="path",
+        got=path,
+        fix="point at the folder that holds `meta` and `data`",
     )
 
 
@@ -180,7 +189,9 @@ def _read_v2(root: Path, info: dict[str, Any]) -> _Found:
     tasks = {int(row["task_index"]): str(row["task"]) for row in _read_jsonl(root / "meta" / "tasks.jsonl")}
     episodes = sorted(_read_jsonl(root / "meta" / "episodes.jsonl"), key=lambda row: row["episode_index"])
     size = int(info.get("chunks_size") or 1000)
-    places = [{"episode_chunk": row["episode_index"] // size, "episode_index": row["episode_index"]} for row in episodes]
+    places = [
+        {"episode_chunk": row["episode_index"] // size, "episode_index": row["episode_index"]} for row in episodes
+    ]
     data_files = [_inside(root, info["data_path"], **place) for place in places]
     clips = {
         key: [Clip(_inside(root, info["video_path"], video_key=key, **place), 0.0) for place in places]
@@ -207,7 +218,9 @@ def _read_v3(root: Path, info: dict[str, Any]) -> _Found:
     clips = {
         key: [
             Clip(_inside(root, info["video_path"], video_key=key, chunk_index=c, file_index=f), float(t))
-            for c, f, t in zip(*(at[f"videos/{key}/{w}"] for w in ("chunk_index", "file_index", "from_timestamp")), strict=True)
+            for c, f, t in zip(
+                *(at[f"videos/{key}/{w}"] for w in ("chunk_index", "file_index", "from_timestamp")), strict=True
+            )
         ]
         for key in videos
     }
@@ -260,7 +273,9 @@ def open_parquet(file: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file, memory_map=True)
     except FileNotFoundError as error:
-        raise DataError("a parquet file of the dataset is missing", field=str(file), fix="copy the dataset completely") from error
+        raise DataError(
+            "a parquet file of the dataset is missing", field=str(file), fix="copy the dataset completely"
+        ) from error
     except (OSError, pa.ArrowException) as error:
         raise damaged(file, error) from error
 

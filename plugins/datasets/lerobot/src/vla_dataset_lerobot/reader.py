@@ -39,7 +39,7 @@ class LeRobotDataset:
             if key not in meta.features:
                 raise DataError(
                     "the dataset has no such column", field=f"{meta.root}: {what}", got=key,
-                    expected=f"any of {[k for k in meta.features if meta.features[k]['dtype'] not in ('image', 'video')]}",
+                    expected=[k for k, f in meta.features.items() if f["dtype"] not in ("image", "video")],
                 )  # fmt: skip
         columns, groups = read_numbers(meta, [settings.state_key, settings.action_key], _SCALARS)
         self._meta = meta
@@ -72,7 +72,8 @@ class LeRobotDataset:
     @staticmethod
     def create(path: str | Path, info: DatasetInfo, video: bool = False, overwrite: bool = False):
         """A `vla.datasets.Writer` of a new LeRobotDataset v3.0 with the cameras, widths and names of `info`."""
-        from vla_dataset_lerobot.writer import LeRobotWriter, features_of
+        from vla_dataset_lerobot.schema import features_of
+        from vla_dataset_lerobot.writer import LeRobotWriter
 
         return LeRobotWriter.create(path, info.hz, features_of(info, video), info.robot, overwrite)
 
@@ -80,7 +81,9 @@ class LeRobotDataset:
         """Frames."""
         return len(self._states)
 
-    def sample(self, index: int, horizon: int, cameras: Sequence[str] | None = None, images: bool = True) -> dict[str, Any]:
+    def sample(
+        self, index: int, horizon: int, cameras: Sequence[str] | None = None, images: bool = True
+    ) -> dict[str, Any]:
         """See `vla.datasets`. Only the cameras asked for are read and decoded."""
         index = check_index(index, len(self), self.info.source)
         episode = int(self._episode_of[index])
@@ -130,7 +133,9 @@ class LeRobotDataset:
         if self._kinds[name] == "image":
             return self._images.frame(key, index)
         clip = self._meta.clips[key][episode]
-        return self._videos.frame(clip.path, clip.start + float(self._times[index]), f"camera {name!r}, episode {episode}")
+        return self._videos.frame(
+            clip.path, clip.start + float(self._times[index]), f"camera {name!r}, episode {episode}"
+        )
 
     def _prompt(self, index: int) -> str:
         if self.settings.prompt or self._task_of is None:
@@ -157,7 +162,7 @@ class LeRobotDataset:
             if key is None:
                 declared = [k for k in self._meta.features if k.removeprefix(IMAGE_PREFIX) == old or k == old]
                 raise DataError(
-                    "the dataset declares this camera, but has no file of it" if declared else "the dataset has no such camera",
+                    "the dataset declares this camera but lacks its files" if declared else "no such camera",
                     field="cameras", got=item, expected=f"any of {list(short)}", fix="choose one of these",
                 )  # fmt: skip
             chosen[new.removeprefix(IMAGE_PREFIX) if not equals else new] = key
@@ -184,7 +189,7 @@ class LeRobotDataset:
         ideal = (np.arange(len(self._states)) - first) / self._meta.fps
         if times is None:
             return ideal
-        # Published GR00T sets start at 1/fps while their videos start at 0: what counts is the time since the first row.
+        # Published GR00T sets start at 1/fps while their videos start at 0: the time since the first row counts.
         times = times.astype(np.float64)
         times -= times[first]
         off = ~(np.abs(times - ideal) <= 0.5 / self._meta.fps)  # NaN counts as off
@@ -192,7 +197,8 @@ class LeRobotDataset:
             row = int(np.argmax(off))
             raise DataError(
                 "the timestamps do not follow the declared rate",
-                field=f"{self._meta.root}: timestamp of frame {row} (episode {self._episode_of[row]})", got=float(times[row]),
+                field=f"{self._meta.root}: timestamp of frame {row} (episode {self._episode_of[row]})",
+                got=float(times[row]),
                 expected=f"{ideal[row]:.4f} at {self._meta.fps:g} fps",
                 fix="correct fps in meta/info.json, or set check_fps = false to take the frames as they come",
             )  # fmt: skip
@@ -204,7 +210,7 @@ class LeRobotDataset:
         unknown = set(np.unique(self._task_of).tolist()) - set(self._meta.tasks)
         if unknown:
             raise DataError(
-                "a frame has a task that meta/ does not list", field=f"{self._meta.root}: task_index", got=sorted(unknown)[0],
+                "a frame has a task that meta/ does not list",
+                field=f"{self._meta.root}: task_index", got=sorted(unknown)[0],
                 expected=f"one of {sorted(self._meta.tasks)}", fix="set a prompt for all frames, or repair meta/tasks",
             )  # fmt: skip
-

@@ -46,20 +46,28 @@ class Videos:
             decoders.move_to_end(path)
             return decoder.frame(seconds)
         except FileNotFoundError as error:
-            raise DataError("a video file is missing", field=f"{path} ({what})", fix="copy the folder videos/ completely") from error
+            raise DataError(
+                "a video file is missing", field=f"{path} ({what})", fix="copy the folder videos/ completely"
+            ) from error
         except (av.FFmpegError, OSError, ValueError) as error:
             if decoder is not None:
                 decoder.close()
                 decoders.pop(path, None)
             with open(path, "rb") as stream:
                 pointer = stream.read(40).startswith(b"version https://git-lfs")
-            fix = "it is a git-lfs pointer: run `git lfs pull`" if pointer else "copy the file again, or drop this episode"
-            raise DataError("a video is damaged", field=f"{path} ({what})", got=f"at {seconds:.3f} s: {error}"[:200], fix=fix) from error
+            fix = (
+                "it is a git-lfs pointer: run `git lfs pull`"
+                if pointer
+                else "copy the file again, or drop this episode"
+            )
+            raise DataError(
+                "a video is damaged", field=f"{path} ({what})", got=f"at {seconds:.3f} s: {error}"[:200], fix=fix
+            ) from error
 
     def _decoders(self) -> OrderedDict[Path, _Decoder]:
         local = self._local
         if getattr(local, "pid", None) != os.getpid():
-            # After a fork the file positions are shared with the parent: leave its decoders alone, do not even free them.
+            # After a fork the file positions are shared with the parent: leave its decoders alone, unfreed.
             _of_parents.append(getattr(local, "decoders", None))
             local.pid, local.decoders = os.getpid(), OrderedDict()
         return local.decoders

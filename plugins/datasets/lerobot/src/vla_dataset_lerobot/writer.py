@@ -18,60 +18,41 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vla.datasets import DatasetInfo
 from vla.errors import DataError
 from vla.store import atomic_folder
 from vla_dataset_lerobot import stats
 from vla_dataset_lerobot.meta import IMAGE_PREFIX
 from vla_dataset_lerobot.mp4 import VideoWriter
+from vla_dataset_lerobot.schema import AUTO, IMAGE, TYPES, episode_type, frames_schema, tasks_table
 
 DATA_MB, VIDEO_MB, CHUNK_FILES = 100, 200, 1000
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
-# Columns that every dataset has after its own.
-AUTO = {
-    "timestamp": {"dtype": "float32", "shape": [1], "names": None},
-    "frame_index": {"dtype": "int64", "shape": [1], "names": None},
-    "episode_index": {"dtype": "int64", "shape": [1], "names": None},
-    "index": {"dtype": "int64", "shape": [1], "names": None},
-    "task_index": {"dtype": "int64", "shape": [1], "names": None},
-}
-_TYPES = {"float32": pa.float32(), "float64": pa.float64(), "int64": pa.int64(), "int32": pa.int32(), "bool": pa.bool_()}
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-def features_of(info: DatasetInfo, video: bool = False) -> dict[str, dict[str, Any]]:
-    """The `features` of a dataset with the cameras, state and action that `info` declares."""
-
-    def vector(dim: int, names: tuple[str, ...], units: tuple[str, ...]) -> dict[str, Any]:
-        feature: dict[str, Any] = {"dtype": "float32", "shape": [dim], "names": list(names) or None}
-        return {**feature, "info": {"units": list(units)}} if units else feature
-
-    cameras = {
-        IMAGE_PREFIX + name: {"dtype": "video" if video else "image", "shape": [h, w, 3], "names": ["height", "width", "channels"]}
-        for name, (h, w) in info.cameras.items()
-    }
-    return {
-        **cameras,
-        "observation.state": vector(info.state_dim, info.state_names, info.units.get("state", ())),
-        "action": vector(info.action_dim, info.action_names, info.units.get("actions", ())),
-    }
 
 
 class LeRobotWriter:
-    """Frames go in with `add_frame`, `save_episode` closes an episode, `finalize` (or leaving a `with` block) the dataset."""
+    """`add_frame` takes frames, `save_episode` closes an episode, `finalize` (or leaving `with`) the dataset."""
 
-    def __init__(self, path: str | Path, fps: float, features: Mapping[str, Mapping[str, Any]], robot: str, overwrite: bool):
+    def __init__(
+        self, path: str | Path, fps: float, features: Mapping[str, Mapping[str, Any]], robot: str, overwrite: bool
+    ):
         self.path, self.fps, self.robot = Path(path), fps, robot
         self.features = {**{key: dict(feature) for key, feature in features.items()}, **AUTO}
         for key, feature in self.features.items():
-            if feature["dtype"] not in ("image", "video", *_TYPES):
-                raise DataError("this dtype cannot be written", field=key, got=feature["dtype"], expected=["image", "video", *_TYPES])
+            if feature["dtype"] not in ("image", "video", *TYPES):
+                raise DataError(
+                    "this dtype cannot be written",
+                    field=key,
+                    got=feature["dtype"],
+                    expected=["image", "video", *TYPES],
+                )
         self._cameras = {k: f["dtype"] for k, f in self.features.items() if f["dtype"] in ("image", "video")}
         self._vectors = [k for k in features if k not in self._cameras]
         self._stack = ExitStack()
-        self._folder = self._stack.enter_context(atomic_folder(path, overwrite=overwrite, marker="meta/info.json", manifest=False))
-        self._data = _DataFiles(self._folder, self._schema())
+        self._folder = self._stack.enter_context(
+            atomic_folder(path, overwrite=overwrite, marker="meta/info.json", manifest=False)
+        )
+        self._data = _DataFiles(self._folder, frames_schema(self.features))
         self._videos: dict[str, VideoWriter] = {}
         self._frames: list[dict[str, Any]] = []
         self._tasks: dict[str, int] = {}
@@ -83,7 +64,12 @@ class LeRobotWriter:
 
     @classmethod
     def create(
-        cls, path: str | Path, fps: float, features: Mapping[str, Mapping[str, Any]], robot: str = "", overwrite: bool = False
+        cls,
+        path: str | Path,
+        fps: float,
+        features: Mapping[str, Mapping[str, Any]],
+        robot: str = "",
+        overwrite: bool = False,
     ) -> LeRobotWriter:
         """Start a dataset.
 
@@ -111,7 +97,9 @@ class LeRobotWriter:
     def add(self, sample: Mapping[str, Any]) -> None:
         """One frame in the form of `vla.datasets.Writer`."""
         images = {IMAGE_PREFIX + name: image for name, image in sample["images"].items()}
-        self.add_frame({**images, "observation.state": sample["state"], "action": sample["action"], "task": sample["prompt"]})
+        self.add_frame(
+            {**images, "observation.state": sample["state"], "action": sample["action"], "task": sample["prompt"]}
+        )
 
     def add_frame(self, frame: Mapping[str, Any]) -> None:
         """One frame: a value for every feature, and "task", the instruction.
@@ -121,11 +109,18 @@ class LeRobotWriter:
         """
         expected = {*self._cameras, *self._vectors, "task"}
         if set(frame) != expected:
-            raise DataError("a frame must hold exactly the declared features", field="frame", got=sorted(frame), expected=sorted(expected))
+            raise DataError(
+                "a frame must hold exactly the declared features",
+                field="frame",
+                got=sorted(frame),
+                expected=sorted(expected),
+            )
         for key in (*self._cameras, *self._vectors):
             value, shape = np.asarray(frame[key]), tuple(self.features[key]["shape"])
             if tuple(value.shape or (1,)) != shape or (key in self._cameras and value.dtype != np.uint8):
-                raise DataError("a value has the wrong shape or type", field=key, got=f"{value.dtype} {value.shape}", expected=shape)
+                raise DataError(
+                    "a value has the wrong shape or type", field=key, got=f"{value.dtype} {value.shape}", expected=shape
+                )
             if key not in self._cameras and not np.isfinite(value).all():
                 raise DataError("a value is not finite", field=key, got=value, fix="do not record this frame")
         if not isinstance(frame["task"], str) or not frame["task"]:
@@ -214,22 +209,6 @@ class LeRobotWriter:
             file.discard()
         return self._stack.__exit__(kind, error, trace)  # a failed write becomes a StoreError here
 
-    def _schema(self) -> pa.Schema:
-        fields, described = [], {}
-        for key, feature in self.features.items():
-            if feature["dtype"] == "video":
-                continue
-            if feature["dtype"] == "image":
-                fields.append((key, _IMAGE))
-                described[key] = {"_type": "Image"}
-                continue
-            value = {"dtype": feature["dtype"], "_type": "Value"}
-            kind, width = _TYPES[feature["dtype"]], int(np.prod(feature["shape"]))
-            single = tuple(feature["shape"]) == (1,)
-            fields.append((key, kind if single else pa.list_(kind, width)))
-            described[key] = value if single else {"feature": value, "length": width, "_type": "List"}
-        return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": described}})})
-
     def _table(self, columns: Mapping[str, Any]) -> pa.Table:
         schema, arrays = self._data.schema, []
         for field in schema:
@@ -238,7 +217,7 @@ class LeRobotWriter:
                 flat = pa.array(np.ascontiguousarray(values).ravel(), field.type.value_type)
                 arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type))
             else:
-                arrays.append(pa.array(values if field.type == _IMAGE else values.ravel(), field.type))
+                arrays.append(pa.array(values if field.type == IMAGE else values.ravel(), field.type))
         return pa.Table.from_arrays(arrays, schema=schema)
 
     def _write_video(self, key: str, pixels: list[np.ndarray]) -> dict[str, Any]:
@@ -282,9 +261,12 @@ class LeRobotWriter:
         overall = {key: stats.of_histogram(counts, self._total) for key, counts in self._histograms.items()}
         overall |= {key: stats.of_numbers(np.concatenate(values)) for key, values in self._numbers.items()}
         (meta / "stats.json").write_text(json.dumps(overall, indent=4))
-        pq.write_table(_tasks_table(self._tasks), meta / "tasks.parquet")
+        pq.write_table(tasks_table(self._tasks), meta / "tasks.parquet")
         names = list(self._episodes[0])
-        table = pa.table([pa.array([row[name] for row in self._episodes], _episode_type(name, self._cameras)) for name in names], names)
+        table = pa.table(
+            [pa.array([row[name] for row in self._episodes], episode_type(name, self._cameras)) for name in names],
+            names,
+        )
         pq.write_table(table, meta / "episodes" / "chunk-000" / "file-000.parquet")
 
 
@@ -341,24 +323,3 @@ def _png(image: np.ndarray) -> bytes:
     out = io.BytesIO()
     Image.fromarray(image).save(out, "PNG", compress_level=1)
     return out.getvalue()
-
-
-def _tasks_table(tasks: Mapping[str, int]) -> pa.Table:
-    """tasks.parquet as pandas writes a table whose index is the task: readers look tasks up by row number and index."""
-    column = {"numpy_type": "int64", "pandas_type": "int64", "name": "task_index", "field_name": "task_index", "metadata": None}
-    index = {"numpy_type": "object", "pandas_type": "unicode", "name": "task", "field_name": "task", "metadata": None}
-    level = {"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object", "metadata": {"encoding": "UTF-8"}}
-    pandas = {"index_columns": ["task"], "column_indexes": [level], "columns": [column, index], "attributes": {}, "pandas_version": "2.2.0"}
-    schema = pa.schema([("task_index", pa.int64()), ("task", pa.string())], {"pandas": json.dumps(pandas)})
-    return pa.table([list(tasks.values()), list(tasks)], schema=schema)
-
-
-def _episode_type(name: str, cameras: Mapping[str, str]) -> pa.DataType:
-    if name == "tasks":
-        return pa.list_(pa.string())
-    if name.startswith("stats/"):
-        if name.endswith("/count"):
-            return pa.list_(pa.int64())
-        single = pa.list_(pa.float64())
-        return pa.list_(pa.list_(single)) if name.split("/")[1] in cameras else single
-    return pa.float64() if name.endswith("_timestamp") else pa.int64()

@@ -101,7 +101,7 @@ class DatasetSettings:
     """Demonstrations by the scripted expert: the environment's settings, and how many.
 
     Attributes:
-        path: folder of the LeRobotDataset; recorded there when it does not exist. "": a cache folder named by the settings.
+        path: folder of the LeRobotDataset; recorded there when it does not exist. "": a cache folder.
         episodes: demonstrations to record.
         noise: sd of the noise added to the executed translation in half of the episodes, while the recorded
             action stays the expert's (as in DART, Laskey et al. 2017): the policy sees how to recover.

@@ -31,9 +31,7 @@ def demonstrations(settings: DatasetSettings) -> Dataset:
     if not (folder / "meta" / "info.json").is_file():
         table = {"part": "tabletop", **asdict(settings.env())}
         try:
-            record(
-                table, folder, settings.episodes, seed=settings.seed, noise=settings.noise, workers=settings.workers
-            )
+            record(table, folder, settings.episodes, seed=settings.seed, noise=settings.noise, workers=settings.workers)
         except StoreError:
             # Someone else recorded the same folder meanwhile: theirs is as good.
             if not (folder / "meta" / "info.json").is_file():

@@ -12,6 +12,7 @@ lift: the named block is 10 cm up, held. place: it rests on the named plate, rel
 
 from __future__ import annotations
 
+import string
 from typing import Any
 
 import gymnasium
@@ -96,7 +97,7 @@ class TabletopEnv(gymnasium.Env):
             {
                 "images": space.Dict(image),
                 "state": space.Box(-10.0, 10.0, (8,), np.float32),
-                "prompt": space.Text(max_length=80),
+                "prompt": space.Text(max_length=80, charset=string.ascii_lowercase + " "),
             }
         )
         self.action_space = space.Box(-1.0, 1.0, (7,), np.float32)

@@ -90,7 +90,8 @@ def _try(way: str) -> None:
     _load(way)
     import mujoco
 
-    xml = "<mujoco><worldbody><geom type='box' size='1 1 1' rgba='1 0 0 1'/><camera name='c' pos='0 0 5'/></worldbody></mujoco>"
+    body = "<geom type='box' size='1 1 1' rgba='1 0 0 1'/><camera name='c' pos='0 0 5'/>"
+    xml = f"<mujoco><worldbody>{body}</worldbody></mujoco>"
     renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string(xml), 32, 32)
     data = mujoco.MjData(renderer.model)
     mujoco.mj_forward(renderer.model, data)

@@ -11,4 +11,6 @@ from vla_dataset_tabletop.config import PLACES, RobotSettings
 
 def steps(settings: RobotSettings, context: Context) -> list[tuple[str, Any]]:
     """Cameras in their places. Actions are relative already (end-effector motion), so there is no delta step."""
-    return camera_steps("tabletop", PLACES, context.variant.spec.cameras, override=settings.cameras, required=("front",))
+    return camera_steps(
+        "tabletop", PLACES, context.variant.spec.cameras, override=settings.cameras, required=("front",)
+    )
