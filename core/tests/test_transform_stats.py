@@ -302,3 +302,19 @@ def test_vla_stats_refuses(tmp_path, capsys):
     assert "part of a trained model" in capsys.readouterr().err
     assert main(["stats", str(REAL), "--out", str(tmp_path / "a.json"), "--robot", "aloha"]) == 2
     assert not (tmp_path / "a.json").exists()
+
+
+def test_a_dim_that_rarely_moves_is_not_divided_by_epsilon():
+    """openpi's formula with equal quantiles turns one rare turn of the wrist into a value of millions."""
+    from vla.transforms.stats import stats_of
+
+    x = np.zeros((1000, 3))
+    x[:5, 0] = 0.4  # rare
+    x[:, 1] = 7.0  # constant
+    x[:, 2] = np.linspace(-1, 1, 1000)
+    stats = stats_of({"actions": summarise_batches(lambda: [(x, None)])})["actions"]
+    normalised = (x - stats.q01) / (stats.q99 - stats.q01 + 1e-6) * 2 - 1
+    assert np.abs(normalised).max() < 1.1
+    assert (stats.q01[0], stats.q99[0]) == (0.0, 0.4)
+    assert (stats.q01[1], stats.q99[1]) == (7.0, 7.0)
+    assert stats.q99[2] == np.quantile(x[:, 2], 0.99)

@@ -176,8 +176,17 @@ def compute_stats(dataset: Any, variant: Any, horizon: int | None = None) -> dic
 
 
 def stats_of(summaries: Mapping[str, Summary]) -> dict[str, Stats]:
-    """Only what normalisation needs."""
-    return {key: Stats(s.mean, s.std, s.q01, s.q99) for key, s in summaries.items()}
+    """Only what normalisation needs.
+
+    A dim that is constant in 98 % of the frames but not in all (a wrist that rarely turns) has equal quantiles, and
+    openpi's formula would divide the rest by its epsilon of 1e-6. Such a dim gets its minimum and maximum instead.
+    """
+
+    def one(s: Summary) -> Stats:
+        rare = (s.q99 - s.q01 <= _CONSTANT) & (s.max > s.min)
+        return Stats(s.mean, s.std, np.where(rare, s.min, s.q01), np.where(rare, s.max, s.q99))
+
+    return {key: one(s) for key, s in summaries.items()}
 
 
 def summarise(dataset: Any, variant: Any, horizon: int | None = None) -> dict[str, Summary]:
