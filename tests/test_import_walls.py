@@ -17,7 +17,7 @@ ARRAYS = {"numpy", *TORCH, *JAX}
 # Modules that stay light: at import time the standard library, attrs, and each other.
 LIGHT_CORE = {
     "vla", "vla.errors", "vla.contracts", "vla.parts", "vla.layout", "vla.registry", "vla.settings", "vla.tree",
-    "vla.compose", "vla.fitting", "vla.model_types", "vla.plain_robot", "vla.pictures",
+    "vla.compose", "vla.fitting", "vla.model_types", "vla.plain_robot", "vla.pictures", "vla.diagram",
 }  # fmt: skip
 LIGHT_DEPENDENCIES = {"attrs", "attr"}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +92,8 @@ def write_variant(folder: Path, text: str) -> Path:
     Raises:
         StoreError: the folder cannot be written, or it holds weights, which belong to the variant that is there.
     """
+    import tempfile
+
     from vla.compose import VARIANT_FILE
     from vla.errors import StoreError
 
