@@ -5,12 +5,12 @@ import functools
 import gymnasium
 import numpy as np
 import pytest
+from vla_dataset_tabletop.config import COLORS, FAMILIES, DatasetSettings, EnvSettings
+from vla_dataset_tabletop.env import make
 
 from vla.datasets import open_dataset
 from vla.errors import DataError, SettingsError
 from vla.recording import make_env, record
-from vla_dataset_tabletop.config import COLORS, FAMILIES, DatasetSettings, EnvSettings
-from vla_dataset_tabletop.env import make
 
 
 @functools.cache
@@ -173,9 +173,10 @@ def test_the_dataset_part_records_once_and_then_reads(tmp_path, monkeypatch):
 
 
 def test_the_robot_adapter_puts_cameras_in_their_places(tmp_path):
+    from vla_dataset_tabletop.transforms import steps
+
     from vla.compose import resolve
     from vla.contracts import Spec
-    from vla_dataset_tabletop.transforms import steps
 
     robot = resolve("robot", "tabletop")
     assert (robot.offers["state_dim"], robot.offers["action_dim"], robot.offers["hz"]) == (8, 7, 10)

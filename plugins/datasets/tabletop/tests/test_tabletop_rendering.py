@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-
 from vla_dataset_tabletop import rendering
 
 SCRIPT = """
