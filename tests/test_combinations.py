@@ -40,7 +40,9 @@ def test_the_matrix_of_ours():
 def tree_with(path, value, arguments):
     """The arguments of `vla.build` with one more change, as a user would type it."""
     out = {**arguments, "set": dict(arguments.get("set", {}))}
-    if "." in path:
+    if path == "spec":
+        out["set"] |= {f"spec.{key}": v for key, v in value.items()}
+    elif "." in path:
         out["set"][path] = value
     else:
         out[path] = value
@@ -69,7 +71,7 @@ for head, tokenizer, more in itertools.product(OURS["head"], OURS["tokenizer"], 
         and tokenizer != "paligemma"
     ):
         continue
-    robot = "libero" if "spec.action_dim" in more else "plain"
+    robot = "aloha" if "spec.action_dim" in more else "plain"
     WRONG.append({"head": head, "tokenizer": tokenizer, "robot": robot, "set": more})
 
 
@@ -100,7 +102,8 @@ def test_advice_is_true(arguments):
         fixed = arguments
         for change in changes:
             fixed = tree_with(change.path, change.value, fixed)
-            fixed["set"] = {p: v for p, v in fixed["set"].items() if not p.startswith(f"{change.path}.")}
+            drop = f"{change.path}."
+            fixed["set"] = {p: v for p, v in fixed["set"].items() if change.path == "spec" or not p.startswith(drop)}
         vla.build(**fixed)
 
 

@@ -1,5 +1,6 @@
 """Names -> tree -> checks -> TOML and back; settings; misfits whose suggestions were tried."""
 
+import shlex
 import tomllib
 
 import pytest
@@ -44,6 +45,7 @@ def test_written_and_read_back_equal(world, tmp_path):
 
 def test_weakest_first_defaults_type_preset_set(world):
     plain = vla.build(type="toytype")
+    assert vla.build(type="toytype", robot={"part": "plain", "action_dim": 3}).name == "toytype"
     assert plain.at("backbone.llm").settings.width == 48 and plain.at("head.actions").settings.width == 16
     assert plain.spec.max_token_len == 111 and plain.name == "toytype"
     tiny = vla.build(type="toytype", preset="tiny")
@@ -195,7 +197,7 @@ MISFITS = [
     ({"tokenizer": "toycodec", "head": "toyboth", "set": ["head.actions=toytokens"]}, "this half gives the chunk"),
     ({"tokenizer": "toycodec", "head": "toyboth", "set": ["backbone.llm=toylone"]}, "no gradient into the backbone"),
     ({"tokenizer": "toycodec", "head": "toyboth", "set": ["backbone.llm.width=4"]}, "less is too small"),
-    ({"head": "toyflow", "robot": "toyarm"}, "padded to the spec, never cut"),
+    ({"head": "toyflow", "robot": "toyarm", "set": ["spec.action_dim=4"]}, "padded to the spec, never cut"),
     ({"head": "toyflow", "robot": "toyarm", "set": ["spec.state_dim=40"]}, "no image of this robot"),
 ]  # fmt: skip
 
@@ -210,17 +212,19 @@ def test_a_misfit_names_need_reason_and_changes_that_build(world, arguments, why
     assert error.swaps or error.settings
     for change in [*error.swaps, *error.settings]:
         assert change.words in str(error) or len(error.swaps) > 6 or len(error.settings) > 6
-        again = dict(arguments)
-        again["set"] = [word for word in arguments.get("set", []) if word.partition("=")[0] not in change.drops]
-        again["set"] = [*again["set"], f"{change.path}={change.value}" if change.words.startswith("--set") else ""]
-        again["set"] = [word for word in again["set"] if word]
-        if change.path == "spec.cameras":
-            again["set"][-1] = change.words.removeprefix("--set ").replace("'", "")
-        elif isinstance(change.value, bool):
-            again["set"][-1] = again["set"][-1].lower()
-        elif not change.words.startswith("--set"):
-            again[change.path] = change.value
-        vla.build(**again)
+        vla.build(**typed(change.words, change.drops, arguments))
+
+
+def typed(words, drops, arguments):
+    """The arguments with the words of a suggestion after them, as on a command line."""
+    out = {**arguments, "set": [s for s in arguments.get("set", []) if s.partition("=")[0] not in drops]}
+    words = shlex.split(words)
+    for option, value in zip(words[::2], words[1::2], strict=True):
+        if option == "--set":
+            out["set"] = [*out["set"], value]
+        else:
+            out[option.removeprefix("--")] = value
+    return out
 
 
 def test_suggestions_start_where_it_is_wanting_and_say_which_set_they_void(world):

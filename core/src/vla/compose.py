@@ -213,7 +213,7 @@ def build(
             node = node_of(value, slot)
             if node["part"] != before["part"] or len(node) > 1:
                 tree[slot] = node
-                swapped = True
+                swapped |= slot != "robot"  # pi05 on another arm is still pi05
     full = expand_tree(tree, preset)
     if preset is not None:
         check_preset(preset, full)

@@ -213,13 +213,19 @@ def _settings_that_fit(tree: Tree, spec: Spec) -> Iterator[Change]:
 
 
 def _spec_that_fits(tree: Tree, spec: Spec) -> Iterator[Change]:
+    """All sizes that the robot asks of the spec, together: one change of shape."""
+    changes: dict[str, Any] = {}
     for misfit in _spec_unmet(resolve_node(tree["robot"], "robot", "robot"), spec):
         facet, wanted = misfit.need.facet, misfit.need.value
-        value = (*spec.cameras, wanted) if facet == "cameras" else wanted
-        change: dict[str, Any] = {facet: value}
-        if _fits(tree, evolve(spec, **change)):
-            text = str(value) if facet != "cameras" else "'[" + ", ".join(f'"{v}"' for v in value) + "]'"
-            yield Change(f"spec.{facet}", value, f"--set spec.{facet}={text}")
+        changes[facet] = (*spec.cameras, wanted) if facet == "cameras" else wanted
+    if changes and _fits(tree, evolve(spec, **changes)):
+        words = [f"--set spec.{facet}={_words(value)}" for facet, value in changes.items()]
+        yield Change("spec", changes, " ".join(words))
+
+
+def _words(value: Any) -> str:
+    """A value as typed in a shell."""
+    return str(value) if isinstance(value, int) else "'[" + ", ".join(f'"{v}"' for v in value) + "]'"
 
 
 def _with(tree: Tree, path: str, node: Any) -> Tree:

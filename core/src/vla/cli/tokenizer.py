@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from vla.cli import console
@@ -134,12 +135,12 @@ def _codec(name: str, preset: str, sets: list[str]) -> Any:
     if preset and preset in part.presets:
         table["preset"] = preset
     chosen = resolve("tokenizer", table, "tokenizer")
-    return load_object(chosen.part.numpy, f"tokenizer {name!r}")(chosen.settings)
+    return load_object(chosen.part.numpy or "", f"tokenizer {name!r}")(chosen.settings)
 
 
 def main(argv: list[str]) -> int:
     """The verb."""
-    verbs = {"fit": fit, "bench": bench}
+    verbs: dict[str, Callable[..., int | None]] = {"fit": fit, "bench": bench}
     if not argv or argv[0] not in verbs:
         from vla.errors import SettingsError
 
