@@ -63,6 +63,8 @@ class World:
 class Group:
     """As `vla.transforms.Group`, with nothing to do."""
 
+    codec_dim = 0  # not known: as in the spec
+
     @staticmethod
     def inputs(sample: dict[str, Any]) -> dict[str, Any]:
         return {

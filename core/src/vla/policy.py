@@ -76,6 +76,7 @@ class Policy:
         )
         self._calls = 0
         head, spec = self.variant.parts["head"], self.variant.spec
+        self._real_dims = np.arange(spec.action_dim) < (self.group.codec_dim or spec.action_dim)
         self._grammar = None
         if head.offers.get("gives") == "tokens":
             self._grammar = model.tokenizer.grammar(spec.action_horizon, self.group.codec_dim)
@@ -137,7 +138,12 @@ class Policy:
         start = self._noise(len(rows), noise, seeds)
         ready = time.perf_counter()
         out = self.runner.sample(
-            obs, start, num_steps=self.num_steps, grammar=self._grammar, temperature=self.temperature
+            obs,
+            start,
+            num_steps=self.num_steps,
+            grammar=self._grammar,
+            temperature=self.temperature,
+            real_dims=self._real_dims,
         )
         done = time.perf_counter()
         answers = [self._answer(out, i, np.asarray(obs.state)[i]) for i in range(len(rows))]

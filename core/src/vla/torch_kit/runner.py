@@ -29,13 +29,19 @@ class Runner:
         num_steps: int | None = None,
         grammar: DecodeGrammar | None = None,
         temperature: float = 0.0,
+        real_dims: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """What `VLA.sample` gives, on the host: {"actions": [B t d]} float32 or {"tokens": [B n]}."""
         start = None if noise is None else torch.as_tensor(noise, device=self.device)
         low = self.precision == "bfloat16"
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16) if low else nullcontext():
             out = self.model.sample(
-                observation_to(obs, self.device), start, num_steps=num_steps, grammar=grammar, temperature=temperature
+                observation_to(obs, self.device),
+                start,
+                num_steps=num_steps,
+                grammar=grammar,
+                temperature=temperature,
+                real_dims=None if real_dims is None else torch.as_tensor(real_dims, device=self.device),
             )
         return {k: (v.float() if v.is_floating_point() else v).cpu().numpy() for k, v in out.items()}
 

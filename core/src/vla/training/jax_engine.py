@@ -150,10 +150,12 @@ class JaxEngine:
         total = merge(self.graph, state).total(found)
         return {"loss": np.asarray(total), **{f"loss/{k}": np.asarray(v) for k, v in found.items()}}
 
-    def sample(self, obs: Observation, noise: np.ndarray | None, grammar: Any) -> dict[str, np.ndarray]:
+    def sample(
+        self, obs: Observation, noise: np.ndarray | None, grammar: Any, real_dims: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """One chunk per row from the weights that would be saved."""
         state = self._state({**self.params, **self.ema, **self.fixed})
-        out = sample(self.graph, state, obs, noise, grammar, dtype=self._dtype)
+        out = sample(self.graph, state, obs, noise, grammar, real_dims, dtype=self._dtype)
         return {k: np.asarray(v) for k, v in out.items()}
 
     # ---- state -------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from vla.errors import DataError
 from vla.training.augment import augment
 from vla.training.augment import draws as augment_draws
 from vla.training.config import TrainConfig
-from vla.training.order import generator, sample_ids
+from vla.training.order import generator, mixture, sample_ids
 
 MicroBatch = tuple[Observation, Actions, Any]  # host arrays; the last are the head's draws
 
@@ -86,6 +86,7 @@ class Loader:
     Args:
         samples: the prepared samples.
         index: the dataset indices that are trained on.
+        shares: of a mixture: how many entries of `index` each dataset has, and its weight; () for one dataset.
         variant: for the head's draws and the shapes.
         config: the run.
         collate: list of samples -> batch of arrays.
@@ -100,14 +101,20 @@ class Loader:
         config: TrainConfig,
         collate: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]],
         rows: slice | None = None,
+        shares: Sequence[tuple[int, float]] = (),
     ):
         self.samples, self.index, self.variant, self.config, self.collate = samples, index, variant, config, collate
         self.rows = rows or slice(0, config.batch_size)
+        self.shares = shares
         self.waited = 0.0  # seconds that training stood still for data
 
     def ids(self, step: int) -> np.ndarray:
         """Dataset indices of the whole global batch of a step."""
-        return self.index[sample_ids(self.config.seed, step, self.config.batch_size, len(self.index))]
+        c = self.config
+        if self.shares:
+            sizes, weights = zip(*self.shares, strict=True)
+            return self.index[mixture(c.seed, step, c.batch_size, sizes, weights)]
+        return self.index[sample_ids(c.seed, step, c.batch_size, len(self.index))]
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, computed here and now."""

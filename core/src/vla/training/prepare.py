@@ -38,6 +38,7 @@ class Prepared:
     train_index: np.ndarray
     val_index: np.ndarray
     digest: str
+    shares: tuple[tuple[int, float], ...] = ()  # of a mixture: training frames and weight of each dataset
 
     def facts(self) -> dict[str, Any]:
         """Plain facts about the data of this run, for its record."""
@@ -88,9 +89,8 @@ def prepare(
     group = build_group(variant, stats=stats, tokenizer=tokenizer)
     _probe(variant, dataset, group, collate, tokenizer, int(train_index[0]))
     val_index = _frames(dataset, val_episodes)
-    return Prepared(
-        variant, dataset, stats, tokenizer, group, collate, weights, train_index, val_index, dataset.digest()
-    )
+    digest, shares = dataset.digest(), mixture_shares(dataset, train_index)
+    return Prepared(variant, dataset, stats, tokenizer, group, collate, weights, train_index, val_index, digest, shares)
 
 
 def open_start(model: Any) -> tuple[Variant, Mapping[str, np.ndarray] | None, Any, Any]:
@@ -157,6 +157,22 @@ def check_fit(variant: Variant, dataset: Any) -> None:
                 got=f"data {wide}, model {width}",
                 fix=f"build the variant with --set spec.{key}={wide}",
             )
+
+
+def mixture_shares(dataset: Any, index: np.ndarray) -> tuple[tuple[int, float], ...]:
+    """(training frames, weight) of each dataset of a `vla.datasets.Mixture`; () for a single dataset.
+
+    Raises:
+        DataError: a dataset of the mixture has no episode left to train on.
+    """
+    weights = getattr(dataset, "weights", None)
+    if weights is None:
+        return ()
+    counts = np.diff(np.searchsorted(index, np.concatenate([[0], np.cumsum(dataset.sizes)])))
+    if not counts.all():
+        which = int(np.argmin(counts))
+        raise DataError("all episodes of a dataset of the mixture are held out", field="train.val_episodes", got=which)
+    return tuple(zip(map(int, counts), map(float, weights), strict=True))
 
 
 def is_fitted(tokenizer: Any) -> bool:

@@ -158,11 +158,14 @@ class TorchEngine:
         }
 
     @torch.no_grad()
-    def sample(self, obs: Observation, noise: np.ndarray | None, grammar: Any) -> dict[str, np.ndarray]:
+    def sample(
+        self, obs: Observation, noise: np.ndarray | None, grammar: Any, real_dims: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """One chunk per row from the weights that would be saved."""
         with self._averaged(), self._autocast():
             start = None if noise is None else torch.as_tensor(noise, device=self.device)
-            out = self.model.sample(observation_to(obs, self.device), start, grammar=grammar)
+            real = None if real_dims is None else torch.as_tensor(real_dims, device=self.device)
+            out = self.model.sample(observation_to(obs, self.device), start, grammar=grammar, real_dims=real)
         return {k: (v.float() if v.is_floating_point() else v).cpu().numpy() for k, v in out.items()}
 
     @contextmanager

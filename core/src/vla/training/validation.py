@@ -61,7 +61,8 @@ class Validator:
         grammar = None
         if self.gives == "tokens":
             grammar = p.tokenizer.grammar(p.variant.spec.action_horizon, p.group.codec_dim)
-        out = engine.sample(without_targets(obs), noise, grammar)
+        real_dims = np.arange(p.variant.spec.action_dim) < (p.group.codec_dim or p.variant.spec.action_dim)
+        out = engine.sample(without_targets(obs), noise, grammar, real_dims)
         rows: list[np.ndarray | None] = []
         for row in range(obs.batch):
             answer: Mapping[str, Any] = {k: v[row] for k, v in out.items() if k in ("actions", "tokens")}

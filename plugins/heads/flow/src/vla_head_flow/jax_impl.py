@@ -136,6 +136,7 @@ class FlowHead(nnx.Module):
             if "state" not in varying(self.settings):
                 fixed, state = (*fixed, *state), ()  # nothing in it changes: it joins the cache
         cache = model.prefill(fixed)
+        known = real_dims if self.settings.mask_padding else None
         look = model.look(cache, (*state, *self.tokens(noise, times[:1])))
         cache = model.room(cache, look[0].shape[1])
         llm = model.backbone.llm
@@ -146,7 +147,7 @@ class FlowHead(nnx.Module):
             tokens = self.tokens(x, lax.dynamic_slice_in_dim(times, i, 1))
             hidden, _ = model.extend(cache, (*state, *tokens), look, now)
             v = self.velocity(hidden["action"])
-            return x + dt * (v if real_dims is None else jnp.where(real_dims, v, noise))
+            return x + dt * (v if known is None else jnp.where(known, v, noise))
 
         return {"actions": lax.fori_loop(0, steps, step, jnp.asarray(noise))}
 

@@ -137,6 +137,7 @@ class FlowHead(nn.Module):
                 fixed, state = (*fixed, *state), ()  # nothing in it changes: it joins the cache
         cache = model.prefill(fixed)
         x = noise
+        known = real_dims if self.settings.mask_padding else None
         look = model.look(cache, (*state, *self.tokens(x, times[:1])))
         cache = model.room(cache, look[0].shape[1])
         llm = model.backbone.llm
@@ -145,7 +146,7 @@ class FlowHead(nn.Module):
             now = {e: llm.style_at(s, i) for e, s in styles.items()}
             hidden = model.extend(cache, (*state, *self.tokens(x, times[i : i + 1])), look, now)
             v = self.velocity(hidden["action"])
-            x = x + dt * (v if real_dims is None else torch.where(real_dims, v, noise))
+            x = x + dt * (v if known is None else torch.where(known, v, noise))
         return {"actions": x}
 
 
