@@ -1,0 +1,218 @@
+"""`vla train` with real parts on a dataset written to disk: what it computes by itself, what it refuses, what it saves."""
+
+import json
+
+import numpy as np
+import pytest
+
+for needed in ("torch", "vla_dataset_lerobot", "vla_head_ki", "vla_tokenizer_fast", "vla_tokenizer_paligemma"):
+    pytest.importorskip(needed)
+
+import vla  # noqa: E402
+from vla.cli import main  # noqa: E402
+from vla.datasets import DatasetInfo, Mixture, create_dataset, open_dataset  # noqa: E402
+from vla.errors import DataError  # noqa: E402
+from vla.store import open_model, read_weights  # noqa: E402
+from vla.training.checkpoints import checkpoint_folder, checkpoint_steps  # noqa: E402
+from vla.training.config import TrainConfig, TrainingError  # noqa: E402
+from vla.training.loop import train  # noqa: E402
+from vla.training.metrics import read_metrics  # noqa: E402
+from vla.training.prepare import prepare  # noqa: E402
+
+CAMERAS = ("base_0_rgb", "left_wrist_0_rgb")
+SIZES = {
+    "spec.image_size": [32, 32], "backbone.vision.depth": 1, "backbone.llm.depth": 1, "backbone.llm.width": 32,
+    "backbone.llm.mlp_dim": 32, "backbone.llm.num_heads": 2, "backbone.llm.head_dim": 16,
+}  # fmt: skip
+
+
+def write(path, episodes=5, frames=12, dims=(6, 5), cameras=CAMERAS, robot="", seed=0):
+    """A dataset whose action is the next state."""
+    rng = np.random.default_rng(seed)
+    info = DatasetInfo(
+        {c: (32, 32) for c in cameras}, dims[0], dims[1], 10.0, robot=robot,
+        action_names=tuple(f"joint_{i}" for i in range(dims[1])),
+    )  # fmt: skip
+    with create_dataset(path, info) as writer:
+        for e in range(episodes):
+            walk = np.cumsum(rng.normal(size=(frames + 1, max(dims))), 0).astype(np.float32)
+            for f in range(frames):
+                action = walk[f + 1, : dims[1]].copy()
+                images = {c: rng.integers(0, 255, (32, 32, 3), dtype=np.uint8) for c in cameras}
+                writer.add(
+                    {"images": images, "state": walk[f, : dims[0]], "action": action, "prompt": f"do task {e % 2}"}
+                )
+            writer.end_episode()
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("data") / "walk")
+
+
+def small(type="pi05_ki", **sets):
+    return vla.build(type=type, preset="tiny", set={**SIZES, **sets})
+
+
+def config(steps=3, **values):
+    return TrainConfig(**{"steps": steps, "batch_size": 4, "lr": 1e-3, "log_every": 1, "progress": False, **values})
+
+
+@pytest.mark.parametrize("type", ["pi0", "pi05", "pi0_fast", "pi05_ki"])
+def test_every_model_type_trains_and_the_model_opens(tmp_path, data, type):
+    variant = small(type)
+    result = train(variant, str(data), out=tmp_path / "run", config=config(val_episodes=1, val_batches=1))
+    records = read_metrics(result.out)
+    assert len(records) == 3 and all(np.isfinite(r["loss"]) for r in records)
+    validation = read_metrics(result.out, "validation")[0]
+    if "action_error" in validation:  # an untrained token head may give nothing decodable
+        assert list(validation["action_error"]) == [f"joint_{i}" for i in range(5)]
+    assert "action_error" in validation or validation["undecodable"] == 1
+    opened = open_model(result.model)
+    assert opened.stats["actions"].mean.shape == (5,)
+    assert set(read_weights(opened.weights)) and opened.record["steps"] == 3
+    if variant.parts["tokenizer"].part.name == "fast":
+        assert opened.tokenizer.codec.fitted
+
+
+def test_it_says_what_it_computed_and_keeps_it_for_resuming(tmp_path, data):
+    train(small(), str(data), out=tmp_path / "run", config=config(4, save_every=2))
+    notes = [r["text"] for r in read_metrics(tmp_path / "run", "note")]
+    assert any("normalisation statistics" in n and "60 frames" in n for n in notes)
+    assert any("fast tokenizer is not fitted" in n for n in notes)
+    folder = checkpoint_folder(tmp_path / "run", 4)
+    assert (folder / "norm_stats.json").is_file() and (folder / "assets" / "tokenizer").is_dir()
+    train(small(), str(data), out=tmp_path / "run", config=config(6, save_every=2), resume=True)
+    assert not [r for r in read_metrics(tmp_path / "run", "note") if r["step"] == 4]  # nothing was computed again
+    assert checkpoint_steps(tmp_path / "run") == [4, 6]
+
+
+def test_fine_tuning_starts_from_the_models_weights_statistics_and_tokenizer(tmp_path, data):
+    first = train(small(), str(data), out=tmp_path / "one", config=config())
+    other = write(tmp_path / "other", seed=9)
+    second = train(first.model, str(other), out=tmp_path / "two", config=config(1, lr=1e-9, ema_decay=0))
+    assert read_metrics(tmp_path / "two", "note") == []
+    a, b = (open_model(r.model) for r in (first, second))
+    assert np.array_equal(a.stats["state"].mean, b.stats["state"].mean)
+    one, two = (read_weights(m.weights) for m in (a, b))
+    assert max(np.abs(one[k] - two[k]).max() for k in one) < 1e-6
+
+
+def test_given_statistics_win(tmp_path, data):
+    from vla.transforms.stats import identity_stats
+
+    stats = identity_stats(6, 5)
+    result = train(small(), str(data), out=tmp_path / "run", config=config(1), stats=stats)
+    assert np.array_equal(open_model(result.model).stats["actions"].mean, np.zeros(5))
+
+
+def test_a_mixture_trains_in_its_proportions(tmp_path, data):
+    other = write(tmp_path / "other", episodes=2, seed=5)
+    mixed = Mixture([(open_dataset(str(data)), 0.25), (open_dataset(str(other)), 0.75)])
+    made = prepare(small(), mixed, config(val_episodes=0), note=lambda text: None)
+    assert made.shares == ((60, 0.25), (24, 0.75))
+    result = train(small(), mixed, out=tmp_path / "run", config=config(2))
+    assert result.step == 2
+
+
+REFUSALS = {
+    "missing camera": ({"cameras": ("top",)}, {}, "top"),
+    "state too wide": ({"dims": (11, 5)}, {}, "spec.state_dim"),
+    "actions too wide": ({"dims": (6, 9)}, {}, "spec.action_dim"),
+    "all episodes held out": ({"episodes": 2}, {"val_episodes": 2}, "val_episodes"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, case):
+    how, values, named = REFUSALS[case]
+    path = write(tmp_path / "data", **how)
+    with pytest.raises(vla.VlaError) as caught:
+        train(small(), str(path), out=tmp_path / "run", config=config(**values))
+    assert named in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_of_another_robot_is_refused(tmp_path):
+    pytest.importorskip("vla_robot_droid")
+    path = write(tmp_path / "data", robot="libero")
+    with pytest.raises(DataError, match="another robot"):
+        train(vla.build(type="pi0", preset="tiny", robot="droid"), str(path), out=tmp_path / "run", config=config())
+
+
+def test_an_empty_dataset_is_refused(data):
+    opened = open_dataset(str(data))
+
+    class Empty:
+        info, episodes, sample = opened.info, [], opened.sample
+
+        def __len__(self):
+            return 0
+
+    with pytest.raises(DataError, match="the dataset is empty"):
+        prepare(small(), Empty(), config())
+
+
+class Poisoned:
+    """A dataset with a NaN in one action of one frame, as a careless recorder leaves it."""
+
+    def __init__(self, inner, frame):
+        self.inner, self.frame = inner, frame
+        self.info, self.episodes, self.states, self.prompts = inner.info, inner.episodes, inner.states, inner.prompts
+        self.actions, self.digest = inner.actions, inner.digest
+
+    def __len__(self):
+        return len(self.inner)
+
+    def sample(self, index, *args, **options):
+        found = self.inner.sample(index, *args, **options)
+        if index == self.frame:
+            found["actions"] = found["actions"].copy()
+            found["actions"][0, 2] = np.nan
+        return found
+
+
+def test_a_nan_in_the_data_is_one_error_and_the_steps_before_are_kept(tmp_path, data):
+    opened = Poisoned(open_dataset(str(data)), 43)
+    with pytest.raises(DataError, match="NaN"):
+        train(small("pi0"), opened, out=tmp_path / "run", config=config(60, workers=1, prefetch=1))
+    kept = checkpoint_steps(tmp_path / "run")[-1]
+    assert 1 <= kept <= 15  # an epoch has 15 steps
+    assert read_metrics(tmp_path / "run", "end")[-1]["interrupted"]
+
+
+def test_the_console_trains_resumes_and_refuses(tmp_path, data, capsys):
+    folder = tmp_path / "variant"
+    folder.mkdir()
+    (folder / "variant.toml").write_text(small("pi0").to_toml())
+    words = [
+        "train",
+        str(folder),
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path / "run"),
+        "--batch-size",
+        "4",
+        "--no-progress",
+    ]
+    words = [w for w in words if w != "--no-progress"]
+    assert main([*words, "--steps", "2"]) == 0
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    assert main([*words, "--steps", "4"]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*words, "--steps", "4", "--resume"]) == 0
+    assert [r["step"] for r in read_metrics(tmp_path / "run", "end")] == [4]
+    assert main(["train", str(tmp_path / "nothing"), "--data", str(data)]) == 2
+    assert main(["train", str(folder)]) == 2
+    assert main(["train", str(folder), "--data", str(data), "--steps", "0"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_run_record_is_plain_json(tmp_path, data):
+    result = train(small("pi0"), str(data), out=tmp_path / "run", config=config(1))
+    record = json.loads((result.model / "record.json").read_text())
+    assert record["train_frames"] == 60 and record["config"]["steps"] == 1 and len(record["data"]) == 64
+    with pytest.raises(TrainingError, match="holds a run"):
+        train(small("pi0"), str(data), out=tmp_path / "run", config=config(1))
