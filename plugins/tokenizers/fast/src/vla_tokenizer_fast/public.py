@@ -61,10 +61,10 @@ class PublicFiles:
         if not 0 < self.size <= MAX_SIZE or not self.scale > 0:
             raise ValueError(f"{self.size} ids, scale {self.scale}")
         stand_in = byte_characters()
-        self._bytes = [b""] * self.size  # what each id decodes to
+        self.table: dict[int, bytes] = {}  # what each id decodes to
         for text, i in vocab.items():
             known = all(c in stand_in for c in text)
-            self._bytes[i] = bytes(stand_in[c] for c in text) if known else text.encode("utf-8", "surrogatepass")
+            self.table[i] = bytes(stand_in[c] for c in text) if known else text.encode("utf-8", "surrogatepass")
         # Symbols: the 256 bytes. Internal tokens: symbols, then merges by rank; `_ids` takes them to the file's ids.
         internal = {c: b for c, b in stand_in.items()}
         pairs, ids = [], [vocab.get(c, -1) for c, _ in sorted(stand_in.items(), key=lambda x: x[1])]
@@ -79,18 +79,15 @@ class PublicFiles:
         # Characters that can be written: all their bytes are in the vocabulary.
         present = self._ids[:256] >= 0
         top = 0x800 if present[0xC2:0xE0].any() else 0x80
-        utf8 = [np.frombuffer(chr(c).encode(), np.uint8) for c in range(top)]
-        self._width = np.asarray([len(u) for u in utf8])
-        self._utf8 = np.zeros((top, 2), np.int64)
-        for c, u in enumerate(utf8):
-            self._utf8[c, : len(u)] = u
+        utf8 = [list(chr(c).encode()) for c in range(top)]
+        self._width = np.asarray([len(u) for u in utf8], np.uint8)
         fine = np.flatnonzero([present[u].all() for u in utf8])
         if not len(fine):
             raise ValueError("no coefficient can be written")
         after = np.clip(np.searchsorted(fine, np.arange(top)), 1, max(1, len(fine) - 1))
         low, high = fine[after - 1], fine[np.minimum(after, len(fine) - 1)]
-        self._nearest = np.where(np.arange(top) - low <= high - np.arange(top), low, high)
-        self._class = np.asarray([_char_class(c) for c in range(top)])
+        self._nearest = np.where(np.arange(top) - low <= high - np.arange(top), low, high).astype(np.int32)
+        self._class = np.asarray([_char_class(c) for c in range(top)], np.uint8)
 
     @classmethod
     def find(cls, source: str) -> PublicFiles:
@@ -134,33 +131,32 @@ class PublicFiles:
 
     def encode(self, coefficients: np.ndarray) -> list[np.ndarray]:
         """Ids of rows [n h*d] of coefficients that can be written."""
-        text = coefficients - self.low
+        text = (coefficients - self.low).astype(np.uint16)
         starts = word_starts(self._class[text], text) if self._words else None
-        width = self._width[text]
-        if int(width.max(initial=1)) == 1:
-            grid, lengths = text, np.full(len(text), text.shape[1])
+        flat = np.frombuffer(text.tobytes().decode("utf-16-le").encode("utf-8"), np.uint8)
+        if len(flat) == text.size:
+            grid, lengths = flat.reshape(text.shape), np.full(len(text), text.shape[1])
         else:
-            end = width.cumsum(1)
-            lengths, place = end[:, -1], end - width
-            grid = np.zeros((len(text), int(lengths.max())), np.int64)
-            at = np.zeros(grid.shape, bool)
-            row = np.broadcast_to(np.arange(len(text))[:, None], text.shape)
-            grid[row, place] = self._utf8[text, 0]
-            two = width > 1
-            grid[row[two], place[two] + 1] = self._utf8[text[two], 1]
+            lengths = self._width[text].sum(1, dtype=np.int64)
+            inside = np.arange(int(lengths.max())) < lengths[:, None]
+            grid = np.zeros(inside.shape, np.uint8)
+            grid[inside] = flat
             if starts is not None:
-                at[row[starts], place[starts]] = True
+                first = inside.copy()
+                first[inside] = (flat & 0xC0) != 0x80  # not a byte that continues a character
+                at = np.zeros(inside.shape, bool)
+                at[first] = starts.ravel()
                 starts = at
         return [self._ids[tokens] for tokens in self._merger.encode(grid, lengths, starts)]
 
-    def decode(self, ids: np.ndarray) -> np.ndarray:
-        """Coefficients of one row of ids."""
-        raw = b"".join([self._bytes[i] for i in ids.tolist()])
+    def decode(self, ids: list[int]) -> np.ndarray:
+        """Coefficients of one row of ids, float64. KeyError: an id that is not in the file."""
+        raw = b"".join(map(self.table.__getitem__, ids))
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError as error:
             raise DecodeError("action tokens break a coefficient apart", field="tokens", got=str(error.reason)) from None
-        return np.frombuffer(text.encode("utf-32-le"), np.int32) + self.low
+        return np.frombuffer(text.encode("utf-32-le"), np.int32) + np.float64(self.low)
 
     def lengths(self, codes: int) -> np.ndarray:
         """Coefficients per id, [codes]. 0 for ids no encoding has, and for those that hold part of a coefficient (a
@@ -168,7 +164,7 @@ class PublicFiles:
         out = np.zeros(codes, np.int32)
         for i in self._ids[self._ids >= 0].tolist():
             try:
-                out[i] = len(self._bytes[i].decode("utf-8"))
+                out[i] = len(self.table[i].decode("utf-8"))
             except UnicodeDecodeError:
                 continue
         return out
