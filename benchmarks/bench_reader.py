@@ -46,7 +46,8 @@ def main() -> None:
         theirs = LEROBOT.get((name, horizon)) if how == "random" else None
         times = f"{theirs / wall:7.0f}x" if theirs else ""
         rows.append({"data": name, "chunk": horizon, "order": how, "ms": wall, "cpu_ms": cpu, "lerobot_ms": theirs})
-        print(f"{name:<22} chunk {horizon:<3} {how:<11} {wall:8.3f} ms  cpu {cpu:8.3f} ms  lerobot {theirs or '':>6} {times}")
+        ours = f"{wall:8.3f} ms  cpu {cpu:8.3f} ms"
+        print(f"{name:<22} chunk {horizon:<3} {how:<11} {ours}  lerobot {theirs or '':>6} {times}")
 
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as temp:
