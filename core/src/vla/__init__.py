@@ -27,6 +27,7 @@ _PUBLIC = {
     "find": "registry", "listed": "registry",
     "open": "policy", "Policy": "policy",
     "train": "training.loop", "TrainConfig": "training.config",
+    "evaluate": "evaluation",
 }  # fmt: skip
 __all__ = ["__version__", *_PUBLIC]
 

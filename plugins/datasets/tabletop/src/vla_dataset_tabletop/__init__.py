@@ -3,7 +3,9 @@
 from vla.parts import Part
 from vla_dataset_tabletop.config import DatasetSettings, EnvSettings, RobotSettings
 
-_TINY = {"families": ("touch",), "colors": ("red", "green", "blue"), "n_blocks": 2, "image_size": 64}
+_TINY = {
+    "families": ("touch",), "colors": ("red", "green", "blue"), "n_blocks": 2, "image_size": 64, "spread": 0.12,
+}  # fmt: skip
 
 PART = Part(
     kind="dataset",

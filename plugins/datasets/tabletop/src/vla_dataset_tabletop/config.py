@@ -39,8 +39,8 @@ def _known(allowed: tuple[str, ...]):
     return check
 
 
-def _between(low: int, high: int):
-    def check(settings: object, attribute: object, value: int) -> None:
+def _between(low: float, high: float):
+    def check(settings: object, attribute: object, value: float) -> None:
         if not low <= value <= high:
             raise SettingsError(f"{attribute.name}: {value} is not in {low} to {high}")
 
@@ -56,6 +56,8 @@ class EnvSettings:
         colors: block colours that occur; a scene shows `n_blocks` different ones.
         image_size: height and width of both cameras in pixels.
         n_blocks: blocks in a scene.
+        spread: how far from the middle of the table the hand starts, in metres: up to this much forth, back and to each
+            side, and 0.4 of it in height. Where starts differ little, the pose tells a policy where it was going.
         max_steps: steps at 10 Hz after which an episode is cut; 0: 30 for touch alone, else 80.
         seed: the seed of the first `reset()` that is not given one.
     """
@@ -64,6 +66,7 @@ class EnvSettings:
     colors: tuple[str, ...] = field(default=tuple(COLORS), converter=tuple, validator=_known(tuple(COLORS)))
     image_size: int = field(default=96, validator=_between(16, 640))
     n_blocks: int = field(default=3, validator=_between(1, 4))
+    spread: float = field(default=0.03, validator=_between(0, 0.15))
     max_steps: int = field(default=0, validator=_between(0, 10_000))
     seed: int = 0
 
@@ -116,6 +119,7 @@ class DatasetSettings:
     colors: tuple[str, ...] = field(default=tuple(COLORS), converter=tuple, validator=_known(tuple(COLORS)))
     image_size: int = field(default=96, validator=_between(16, 640))
     n_blocks: int = field(default=3, validator=_between(1, 4))
+    spread: float = field(default=0.03, validator=_between(0, 0.15))
     max_steps: int = field(default=0, validator=_between(0, 10_000))
     seed: int = 0
 
@@ -126,6 +130,7 @@ class DatasetSettings:
             colors=self.colors,
             image_size=self.image_size,
             n_blocks=self.n_blocks,
+            spread=self.spread,
             max_steps=self.max_steps,
             seed=self.seed,
         )

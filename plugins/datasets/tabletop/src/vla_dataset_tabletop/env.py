@@ -253,7 +253,7 @@ class TabletopEnv(gymnasium.Env):
         d.qpos[:7], d.qpos[self._fingers] = HOME, 0.04
         self.rotation = DOWN.copy()
         self._plan.qpos[:] = d.qpos
-        start = START + rng.uniform(-0.03, 0.03, 3)
+        start = START + self.settings.spread * rng.uniform(-1, 1, 3) * (1, 1, 0.4)
         d.qpos[:7] = self._solve(start, self.rotation, 200)
         d.ctrl[:7], d.ctrl[7:] = d.qpos[:7], 0.04
         mujoco.mj_forward(m, d)

@@ -1,0 +1,132 @@
+"""`vla demo`: the whole story on this machine, offline, without questions.
+
+Every stage is one call of the public API; what is printed between them is all this file adds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vla.cli import console
+
+# Demonstrations, training steps at least and at most, minutes of training, episodes per evaluation.
+FULL = {"demonstrations": 400, "steps": (200, 3000), "minutes": 6.5, "episodes": 50}
+QUICK = {"demonstrations": 40, "steps": (30, 60), "minutes": 0.4, "episodes": 6}
+EXECUTE = 4  # steps executed of each chunk
+NOISE = 0.3  # on executed actions in half of the demonstrations, so that they show how to recover
+HELD_OUT_SEED = 1  # of demonstrations that training does not see
+CALIBRATION = 12  # steps that measure this machine
+
+
+def demo(quick: bool = False, out: Path = Path("runs/demo"), minutes: float = 0.0, seed: int = 0) -> int:
+    """Compose a policy with knowledge insulation from plugins, train it on demonstrations, watch it act.
+
+    Args:
+        quick: a minute in all: too little to learn, enough to see that everything works.
+        out: the folder for everything that is made; an earlier demo in it is replaced.
+        minutes: of training; 0: 6.5, or with --quick 0.4.
+        seed: everything random follows from it.
+    """
+    plan: dict[str, Any] = {**(QUICK if quick else FULL), **({"minutes": minutes} if minutes else {})}
+    began = time.perf_counter()
+    page = run(Path(out), plan, seed)
+    console.note(f"\ndone in {(time.perf_counter() - began) / 60:.1f} minutes. Open this in a browser:\n  {page.resolve()}")
+    return 0
+
+
+def run(out: Path, plan: dict[str, Any], seed: int = 0) -> Path:
+    """The stages; gives the path of the page."""
+    import vla
+    from vla.cli.show import variant_page
+    from vla.datasets import open_dataset
+    from vla.evaluation import MeanAction
+    from vla.policy import untrained
+    from vla.report.story import Story, write_story
+
+    say = _Stages(6)
+    say("compose: vla build --head ki --tokenizer fast --backbone paligemma --robot tabletop --preset tiny")
+    variant = vla.build(head="ki", tokenizer="fast", backbone="paligemma", robot="tabletop", preset="tiny")
+    console.show(*variant_page(variant))
+
+    say(f"demonstrations: {plan['demonstrations']} by a scripted expert (recorded once, then reused)")
+    task = {"part": "tabletop", "preset": "tiny"}
+    data = open_dataset({**task, "episodes": plan["demonstrations"], "noise": NOISE})
+    unseen = open_dataset({**task, "episodes": 5, "seed": HELD_OUT_SEED})
+    console.note(f"{len(data.episodes)} episodes, {len(data)} frames: {', '.join(data.info.tasks)}")
+
+    say("train: statistics, FAST tokenizer, then both losses in one pass")
+    steps = _affordable(variant, data, out / "calibration", plan, seed)
+    history: list[dict[str, Any]] = []
+    result = vla.train(
+        variant, data, out=out / "train", config=config(steps, seed), overwrite=True,
+        listeners=[lambda event, record: history.append({"event": event, **record})],
+    )  # fmt: skip
+
+    say(f"reopen: vla.open({str(result.model)!r})")
+    policy = vla.open(result.model, seed=seed)
+    beginner = untrained(variant, policy.model.stats, policy.model.tokenizer, seed=seed)
+
+    say(f"act: {plan['episodes']} episodes each, closed loop, scenes that no demonstration showed")
+    films: list[Any] = []
+    found = []
+    contestants = [
+        (policy, "given"), (policy, "shuffled"), (beginner, "given"), (MeanAction(data, EXECUTE), "given"),
+    ]  # fmt: skip
+    for acting, instruction in contestants:
+        one = vla.evaluate(
+            acting, task, episodes=plan["episodes"], seed=seed, execute=EXECUTE, num_envs=10, instruction=instruction,
+            clips=3 if not films else 0, on_clip=films.append,
+        )  # fmt: skip
+        found.append(one)
+        console.note(f"  {acting.name}, instruction {instruction}: {one}")
+
+    say("write the page")
+    story = Story(variant, data, unseen, policy, history, found, films, steps)
+    return write_story(out / "report", story)
+
+
+def config(steps: int, seed: int) -> Any:
+    """The training run of the demo."""
+    from vla.training.config import TrainConfig
+
+    return TrainConfig(
+        steps=steps, batch_size=32, seed=seed, lr=1e-3, precision="bfloat16", ema_decay=0.99, log_every=5,
+        save_every=max(steps, 1), keep_last=1, device="auto",
+    )  # fmt: skip
+
+
+def _affordable(variant: Any, data: Any, scratch: Path, plan: dict[str, Any], seed: int) -> int:
+    """How many steps fit into the minutes, measured by doing a few."""
+    import shutil
+
+    import vla
+
+    speeds: list[float] = []
+    vla.train(
+        variant, data, out=scratch, config=config(CALIBRATION, seed), overwrite=True,
+        listeners=[lambda event, record: speeds.append(record["samples_per_s"]) if event == "step" else None],
+    )  # fmt: skip
+    shutil.rmtree(scratch)
+    low, high = plan["steps"]
+    steps = int(max(low, min(high, plan["minutes"] * 60 * speeds[-1] / 32)))
+    console.note(f"{speeds[-1]:.0f} samples/s here, so {steps} steps of 32 in about {steps * 32 / speeds[-1] / 60:.1f} minutes")
+    return steps
+
+
+class _Stages:
+    """Numbers what is going on, with the time since the start."""
+
+    def __init__(self, count: int, clock: Callable[[], float] = time.perf_counter):
+        self.count, self.now, self.clock, self.began = count, 0, clock, clock()
+
+    def __call__(self, text: str) -> None:
+        self.now += 1
+        console.note(f"\n[{self.now}/{self.count}] {self.clock() - self.began:4.0f} s  {text}")
+
+
+def main(argv: list[str]) -> int:
+    """The verb."""
+    return console.call(demo, "demo", argv)
