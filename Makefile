@@ -25,6 +25,8 @@ $(STAMP): requirements-dev.txt $(wildcard core/pyproject.toml plugins/*/*/pyproj
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) "hatchling>=1.24" "editables>=0.5"
 	$(PIP) --no-build-isolation -r requirements-dev.txt
+	@# MuJoCo needs some OpenGL to draw: EGL or OSMesa of the system, else a wheel that brings one (see its own error).
+	@$(BIN)/python -m vla_dataset_tabletop.rendering >/dev/null 2>&1 || $(PIP) --no-deps lavavu-osmesa
 	@touch $@
 
 demo: $(STAMP)
