@@ -64,7 +64,9 @@ class Entry:
 
     tokens: tuple[Tokens, ...] = ()
     cond: Mapping[str, Array] = field(factory=dict)  # expert -> [B C]
-    outputs: tuple[str, ...] = (BACKBONE,)  # experts whose hidden states the losses read; the last layer skips the others
+    outputs: tuple[str, ...] = (
+        BACKBONE,
+    )  # experts whose hidden states the losses read; the last layer skips the others
     notes: Mapping[str, Any] = field(factory=dict)
     draws: int = 1  # tokens and cond have draws x B rows (row-major: draws of one observation are neighbours)
 
@@ -214,7 +216,7 @@ class VLA(nnx.Module):
         return evolve(cache, layers=self.backbone.llm.room(cache.layers, tokens))
 
     def look(self, cache: Cache, tokens: Sequence[Tokens]) -> tuple[Array, Array]:
-        """Mask [B n S+n] and positions [B n] of new tokens behind a cache: they depend on no value, so compute them once."""
+        """Mask [B n S+n] and positions [B n] of new tokens behind a cache: they depend on no value, compute them once."""
         roles, valid = self._roles_and_valid(tokens)
         n = roles.shape[1]
         roles, valid = jnp.concatenate([cache.roles, roles], 1), jnp.concatenate([cache.valid, valid], 1)
@@ -228,7 +230,10 @@ class VLA(nnx.Module):
         styles: Mapping[str, Any],
         offset: Any = 0,
     ) -> tuple[dict[str, Array], Cache]:
-        """Run new tokens over the cached prefix: role -> hidden [B n D], and the cache with them `offset` behind the prefix."""
+        """Run new tokens over the cached prefix: role -> hidden [B n D], and the cache with them.
+
+        They are written `offset` behind the prefix.
+        """
         mask, where = look
         at = cache.roles.shape[1] + offset
         outs, layers = self.backbone.llm(_streams(tokens), mask, where, styles=styles, cache=cache.layers, write_at=at)
@@ -317,7 +322,9 @@ def load_weights(model: VLA, variant: Variant, weights: Mapping[str, Any]) -> No
     """
     found = to_jax(variant, weights)
     state = nnx.state(model)
-    flat = [(path, leaf.replace(jnp.asarray(found["/".join(map(str, path))], jnp.float32))) for path, leaf in _leaves(state)]
+    flat = [
+        (path, leaf.replace(jnp.asarray(found["/".join(map(str, path))], jnp.float32))) for path, leaf in _leaves(state)
+    ]
     nnx.update(model, nnx.from_flat_state(flat))
 
 

@@ -1,6 +1,7 @@
 """Maths shared by parts, in JAX. Mirror of `torch_kit/ops.py`; the end of the file has what PyTorch brings itself.
 
-Axes: B batch, T query, S key, N query heads, K kv heads, G = N // K, H head width, D width, V vocabulary, M rows, L layers.
+Axes: B batch, T query, S key, N query heads, K kv heads, G = N // K, H head width, D width, V vocabulary, M rows,
+L layers.
 """
 
 from __future__ import annotations
@@ -180,23 +181,49 @@ def in_compute_dtype(x: Array) -> Array:
     return x if dtype is None else x.astype(dtype)
 
 
-Init = Callable[[Array, tuple[int, int]], Array]  # (key, (fan in, fan out)) -> kernel
+Init = Callable[[Any, tuple[int, int]], Any]  # (nnx.Rngs, (fan in, fan out)) -> kernel
 
 
-def fan_in(key: Array, shape: tuple[int, int]) -> Array:
+def fan_in(rngs: nnx.Rngs, shape: tuple[int, int]) -> Array:
     """Variance 1 / fan in."""
-    return jax.random.normal(key, shape) * shape[0] ** -0.5
+    return normal(rngs, shape, shape[0] ** -0.5)
+
+
+def normal(rngs: nnx.Rngs, shape: Sequence[int], std: float) -> Array:
+    """Normal numbers. Drawn in numpy, as XLA compiles ten seconds for the initialisation of a tiny model."""
+    key = rngs.params()
+    if isinstance(key, jax.core.Tracer):  # under eval_shape or jit
+        return jax.random.normal(key, shape) * std
+    return jnp.asarray(_numpy(key).standard_normal(shape, np.float32) * np.float32(std))
+
+
+def uniform(rngs: nnx.Rngs, shape: Sequence[int], bound: float) -> Array:
+    """Uniform numbers in [-bound, bound]; as `normal`."""
+    key = rngs.params()
+    if isinstance(key, jax.core.Tracer):
+        return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    return jnp.asarray((_numpy(key).random(shape, np.float32) * 2 - 1) * np.float32(bound))
+
+
+def _numpy(key: Array) -> np.random.Generator:
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
 
 class Linear(nnx.Module):
     """x @ kernel + bias. kernel [*into *out]; axes of heads are kept apart in it and joined in x and in the result."""
 
     def __init__(
-        self, into: int | tuple[int, ...], out: int | tuple[int, ...], *, bias: bool = True, init: Init = fan_in, rngs: nnx.Rngs
+        self,
+        into: int | tuple[int, ...],
+        out: int | tuple[int, ...],
+        *,
+        bias: bool = True,
+        init: Init = fan_in,
+        rngs: nnx.Rngs,
     ):
         into, out = ((n,) if isinstance(n, int) else n for n in (into, out))
         flat = (math.prod(into), math.prod(out))
-        self.kernel = nnx.Param(init(rngs.params(), flat).reshape(*into, *out))
+        self.kernel = nnx.Param(init(rngs, flat).reshape(*into, *out))
         self.bias = nnx.Param(jnp.zeros(out)) if bias else None
         self.fan_out = flat[1]
 
@@ -209,6 +236,13 @@ def linear(x: Array, kernel: Array, bias: Array | None, fan_out: int) -> Array:
     """The function of `Linear`, for kernels that are stacked or mapped."""
     y = matmul(x, kernel.reshape(-1, fan_out))
     return y if bias is None else y + bias.reshape(-1).astype(y.dtype)
+
+
+class Embedder(nnx.Module):
+    """A table of vectors, [V D]."""
+
+    def __init__(self, vocab_size: int, width: int, *, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(normal(rngs, (vocab_size, width), 0.01))
 
 
 def patches(images: Array, rows: int, cols: int, size: int) -> Array:
@@ -225,6 +259,10 @@ def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 def stack(make: Callable[[nnx.Rngs], Any], depth: int, rngs: nnx.Rngs) -> Any:
     """`depth` modules as one, every weight with a leading axis [L ...]."""
+
+    if not isinstance(rngs.params(), jax.core.Tracer):
+        graphs, weights = zip(*(nnx.split(make(rngs)) for _ in range(depth)), strict=True)
+        return nnx.merge(graphs[0], jax.tree.map(lambda *ws: jnp.asarray(np.stack(ws)), *weights))
 
     @nnx.split_rngs(splits=depth)
     @nnx.vmap(in_axes=(0,), out_axes=0)

@@ -17,11 +17,11 @@ import jax
 from flax import nnx
 from jax import Array, lax
 from jax import numpy as jnp
-from vla_llm_gemma.config import Settings
 
-from vla.jax_kit.ops import Linear, attend_with_stops, linear, rms_norm, rope, rope_angles, run_layers, stack
+from vla.jax_kit.ops import Embedder, Linear, attend_with_stops, linear, rms_norm, rope, rope_angles, run_layers, stack
 from vla.layout import BACKBONE, Read, clip
 from vla.parts import Expert
+from vla_llm_gemma.config import Settings
 
 Styles = tuple[Array, Array]  # [L 2 B 3D] for the two norms of every layer, [B 3D] for the final norm
 KV = tuple[Array, Array]  # keys and values, [B S K H] of a layer or [L B S K H] of all
@@ -94,13 +94,15 @@ class Layer(nnx.Dict):
         write_at: Any,
         outputs: Sequence[str],
     ) -> tuple[dict[str, Array], KV]:
-        """xs {expert: [B E D]}, mask [B T S], styles {expert: [2 B 3D]} -> xs of `outputs`, and the new k, v [B T K H]."""
+        """xs {expert: [B E D]}, mask [B T S], styles {expert: [2 B 3D]} -> xs of `outputs`, and new k, v [B T K H]."""
         normed = {e: self[e].norm_attn(x, styles[e][0] if e in styles else None) for e, x in xs.items()}
         keys, values = zip(*(self[e].keys(normed[e][0], angles[e]) for e in xs), strict=True)
         new = _cat(keys), _cat(values)
         if not outputs:
             return {}, new
-        k, v = (n if cache is None else _join(n, c, write_at, mask.shape[2]) for n, c in zip(new, cache or new, strict=True))
+        k, v = (
+            n if cache is None else _join(n, c, write_at, mask.shape[2]) for n, c in zip(new, cache or new, strict=True)
+        )
         queries = {e: self[e].queries(normed[e][0], angles[e]) for e in outputs}
         if len(outputs) == len(xs):
             attended = attend_with_stops(_cat(list(queries.values())), k, v, mask, reads)
@@ -111,9 +113,7 @@ class Layer(nnx.Dict):
             for e, q in queries.items():
                 start, stop = ends[e] - q.shape[1], ends[e]
                 rows[e] = attend_with_stops(q, k, v, mask[:, start:stop], clip(reads, start, stop))
-        done = {
-            e: self[e].finish(xs[e], rows[e], normed[e][1], styles[e][1] if e in styles else None) for e in outputs
-        }
+        done = {e: self[e].finish(xs[e], rows[e], normed[e][1], styles[e][1] if e in styles else None) for e in outputs}
         return done, new
 
 
@@ -144,9 +144,11 @@ class Gemma(nnx.Module):
         s = self.settings = settings
         sizes = {BACKBONE: Expert(s.width, s.mlp_dim), **experts}
         # openpi's initialisation: variance 1 / fan_in for matrices, 0.01 for the embedding, 0 for norms.
-        self.embedder = nnx.Embed(s.vocab_size, s.width, embedding_init=jax.nn.initializers.normal(0.01), rngs=rngs)
+        self.embedder = Embedder(s.vocab_size, s.width, rngs=rngs)
         self.layers = stack(
-            lambda rngs: Layer({name: ExpertLayer(s, expert, rngs=rngs) for name, expert in sizes.items()}), s.depth, rngs
+            lambda rngs: Layer({name: ExpertLayer(s, expert, rngs=rngs) for name, expert in sizes.items()}),
+            s.depth,
+            rngs,
         )
         self.final_norm = nnx.Dict({name: Norm(expert, rngs=rngs) for name, expert in sizes.items()})
         self.checkpointing = False  # recompute each layer in the backward pass
@@ -161,10 +163,12 @@ class Gemma(nnx.Module):
         return self.embedder.embedding[...]
 
     def styles(self, expert: str, cond: Array) -> Styles:
-        """The adaRMS modulation of every norm from the condition [B D]: it depends on time alone, so compute it once."""
+        """The adaRMS modulation of every norm from the condition [B D]: it depends on time alone, compute it once."""
         layer = self.layers[expert]
         flat = [
-            jax.vmap(lambda w, b: linear(cond, w, b, w.shape[-1]))(norm.modulation.kernel[...], norm.modulation.bias[...])
+            jax.vmap(lambda w, b: linear(cond, w, b, w.shape[-1]))(
+                norm.modulation.kernel[...], norm.modulation.bias[...]
+            )
             for norm in (layer.norm_attn, layer.norm_mlp)
         ]
         return jnp.stack(flat, 1), self.final_norm[expert].modulation(cond)
@@ -200,8 +204,8 @@ class Gemma(nnx.Module):
             positions: [B T].
             styles: expert -> its adaRMS modulation.
             reads: where attention cuts gradients.
-            cache: keys and values of every layer [L B S K H]; the new ones are written from `write_at` (int or traced) on
-                if the mask says that there is room, else appended.
+            cache: keys and values of every layer [L B S K H]; the new ones are written from `write_at` (int or
+                traced) on if the mask says that there is room, else appended.
             outputs: experts whose result is wanted; the last layer computes no other. Default all.
 
         Returns:
@@ -227,10 +231,12 @@ class Gemma(nnx.Module):
         )  # fmt: skip
         if cache is not None:
             new = tuple(_join(n, c, write_at, mask.shape[2], axis=2) for n, c in zip(new, cache, strict=True))
-        done = {e: self.final_norm[e](x, styles[e][1] if e in styles else None)[0] for e, x in zip(outputs, x, strict=True)}
+        done = {
+            e: self.final_norm[e](x, styles[e][1] if e in styles else None)[0] for e, x in zip(outputs, x, strict=True)
+        }
         return done, new
 
 
-def zeros(key: Array, shape: tuple[int, int]) -> Array:
+def zeros(rngs: nnx.Rngs, shape: tuple[int, int]) -> Array:
     """A norm starts unmodulated."""
     return jnp.zeros(shape)

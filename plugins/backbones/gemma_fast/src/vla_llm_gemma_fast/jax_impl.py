@@ -18,11 +18,22 @@ import jax
 from flax import nnx
 from jax import Array, lax
 from jax import numpy as jnp
-from vla_llm_gemma_fast.config import Settings
 
-from vla.jax_kit.ops import Linear, attend, in_compute_dtype, matmul, rms_norm, rope, rope_angles, run_layers, stack
+from vla.jax_kit.ops import (
+    Embedder,
+    Linear,
+    attend,
+    in_compute_dtype,
+    matmul,
+    rms_norm,
+    rope,
+    rope_angles,
+    run_layers,
+    stack,
+)
 from vla.layout import BACKBONE, Read
 from vla.parts import Expert
+from vla_llm_gemma_fast.config import Settings
 
 KV = tuple[Array, Array]  # keys and values, [B S K H] of a layer or [L B S K H] of all
 Decoding = tuple[Array, Array, Array, Array]  # k, v [L B S K H], q|k|v [L D (N+2K)H], gate|up [L D 2F]
@@ -97,7 +108,7 @@ class GemmaFast(nnx.Module):
     def __init__(self, settings: Settings, experts: Mapping[str, Expert], *, rngs: nnx.Rngs):
         s = self.settings = settings
         # openpi's initialisation: variance 1 / fan_in for matrices, 0.01 for the embedding, 0 for norms.
-        self.embedder = nnx.Embed(s.vocab_size, s.width, embedding_init=jax.nn.initializers.normal(0.01), rngs=rngs)
+        self.embedder = Embedder(s.vocab_size, s.width, rngs=rngs)
         self.layers = stack(lambda rngs: nnx.Dict({BACKBONE: Layer(s, rngs=rngs)}), s.depth, rngs)
         self.final_norm = nnx.Dict({BACKBONE: Norm(s.width)})
         self.checkpointing = False  # recompute each layer in the backward pass

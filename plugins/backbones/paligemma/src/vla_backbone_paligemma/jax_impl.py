@@ -23,7 +23,7 @@ class PaliGemma(nnx.Module):
         self.llm = llm
 
     def embed_images(self, images: Mapping[str, Array]) -> dict[str, Array]:
-        """Camera -> image tokens [B P D]; all cameras go through the encoder as one batch. uint8 becomes [-1, 1] here."""
+        """Camera -> image tokens [B P D]; all cameras go through the encoder as one batch. uint8 becomes [-1, 1]."""
         if not images:
             return {}
         stacked = jnp.concatenate(list(images.values()))

@@ -12,11 +12,11 @@ import math
 import jax
 import numpy as np
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 from jax import numpy as jnp
-from vla_vision_siglip.config import Settings
 
-from vla.jax_kit.ops import Linear, attend, layer_norm, patches, stack
+from vla.jax_kit.ops import Linear, attend, layer_norm, normal, patches, run_layers, stack, uniform
+from vla_vision_siglip.config import Settings
 
 
 class Attention(nnx.Module):
@@ -33,7 +33,8 @@ class Attention(nnx.Module):
     def __call__(self, x: Array, source: Array) -> Array:
         """Queries of x [B T D], keys and values of source [B S D] -> [B T D]."""
         q, k, v = (
-            y.reshape(*y.shape[:2], self.heads, -1) for y in (self.q(x), self.k(source), self.v(source))  # [B T N H]
+            y.reshape(*y.shape[:2], self.heads, -1)
+            for y in (self.q(x), self.k(source), self.v(source))  # [B T N H]
         )
         return self.o(attend(q, k, v, None))
 
@@ -70,7 +71,7 @@ class MapPool(nnx.Module):
     """Multi-head attention pooling: one learned query looks at all patches."""
 
     def __init__(self, s: Settings, *, rngs: nnx.Rngs):
-        self.probe = nnx.Param(xavier(rngs.params(), (1, s.width))[None])
+        self.probe = nnx.Param(xavier(rngs, (s.width, 1)).reshape(1, 1, -1))
         self.attn = Attention(s, rngs=rngs)
         self.norm = layer_norm(s.width, rngs)
         self.mlp = Mlp(s, rngs=rngs)
@@ -90,8 +91,7 @@ class SigLIP(nnx.Module):
         grid = self.grid = tuple(side // s.patch_size for side in image_size)
         self.patch = Linear((s.patch_size, s.patch_size, 3), s.width, rngs=rngs)
         if s.posemb == "learn":
-            position = jax.random.normal(rngs.params(), (1, grid[0] * grid[1], s.width)) * s.width**-0.5
-            self.position = nnx.Param(position)
+            self.position = nnx.Param(normal(rngs, (1, grid[0] * grid[1], s.width), s.width**-0.5))
         if s.pool == "tok":
             self.class_token = nnx.Param(jnp.zeros((1, 1, s.width)))
         self.blocks = stack(lambda rngs: Block(s, rngs=rngs), s.depth, rngs)
@@ -105,8 +105,7 @@ class SigLIP(nnx.Module):
         x = self.patch(patches(images, *self.grid, self.settings.patch_size)) + position
         if self.settings.pool == "tok":
             x = jnp.concatenate([jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, x.shape[2])), x], 1)
-        graph, weights = nnx.split(self.blocks)
-        x, _ = lax.scan(lambda x, w: (nnx.merge(graph, w)(x), None), x, weights)
+        x, _ = run_layers(self.blocks, self.settings.depth, lambda block, x, _: (block(x), None), x, None)
         x = self.norm(x)
         if self.settings.pool == "gap":
             return x.mean(1, keepdims=True)
@@ -124,6 +123,6 @@ def sincos_2d(rows: int, cols: int, width: int) -> np.ndarray:
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1)[None].astype(np.float32)
 
 
-def xavier(key: Array, shape: tuple[int, int]) -> Array:
+def xavier(rngs: nnx.Rngs, shape: tuple[int, int]) -> Array:
     """Uniform with variance 2 / (fan in + fan out) (big_vision)."""
-    return jax.nn.initializers.xavier_uniform()(key, shape)
+    return uniform(rngs, shape, (6 / sum(shape)) ** 0.5)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import jax
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 from jax import numpy as jnp
+
+from vla.jax_kit.ops import Linear, attend, layer_norm, normal, patches, run_layers, stack
 from vla_vision_vit.config import Settings
 
-from vla.jax_kit.ops import Linear, attend, layer_norm, patches, stack
+STD = 0.02
 
 
 class Block(nnx.Module):
@@ -21,11 +23,11 @@ class Block(nnx.Module):
         heads = (s.num_heads, s.width // s.num_heads)
         self.heads = s.num_heads
         self.norm_attn = layer_norm(s.width, rngs)
-        self.qkv = Linear(s.width, (3, *heads), init=normal, rngs=rngs)
-        self.o = Linear(heads, s.width, init=normal, rngs=rngs)
+        self.qkv = Linear(s.width, (3, *heads), init=matrix, rngs=rngs)
+        self.o = Linear(heads, s.width, init=matrix, rngs=rngs)
         self.norm_mlp = layer_norm(s.width, rngs)
-        self.fc1 = Linear(s.width, s.mlp_dim, init=normal, rngs=rngs)
-        self.fc2 = Linear(s.mlp_dim, s.width, init=normal, rngs=rngs)
+        self.fc1 = Linear(s.width, s.mlp_dim, init=matrix, rngs=rngs)
+        self.fc2 = Linear(s.mlp_dim, s.width, init=matrix, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         """[B P D] -> [B P D]."""
@@ -42,9 +44,9 @@ class ViT(nnx.Module):
         s = self.settings = settings
         self.width = s.width
         self.grid = tuple(side // s.patch_size for side in image_size)
-        self.patch = Linear((s.patch_size, s.patch_size, 3), s.width, init=normal, rngs=rngs)
-        self.class_token = nnx.Param(normal(rngs.params(), (1, 1, s.width)))
-        self.position = nnx.Param(normal(rngs.params(), (1, self.grid[0] * self.grid[1] + 1, s.width)))
+        self.patch = Linear((s.patch_size, s.patch_size, 3), s.width, init=matrix, rngs=rngs)
+        self.class_token = nnx.Param(normal(rngs, (1, 1, s.width), STD))
+        self.position = nnx.Param(normal(rngs, (1, self.grid[0] * self.grid[1] + 1, s.width), STD))
         self.blocks = stack(lambda rngs: Block(s, rngs=rngs), s.depth, rngs)
         self.norm = layer_norm(s.width, rngs)
 
@@ -53,13 +55,12 @@ class ViT(nnx.Module):
         x = self.patch(patches(images, *self.grid, self.settings.patch_size))
         class_token = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, x.shape[2]))
         x = jnp.concatenate([class_token, x], 1) + self.position[...]
-        graph, weights = nnx.split(self.blocks)
-        x, _ = lax.scan(lambda x, w: (nnx.merge(graph, w)(x), None), x, weights)
+        x, _ = run_layers(self.blocks, self.settings.depth, lambda block, x, _: (block(x), None), x, None)
         x = self.norm(x)
         pools = {"none": x, "patches": x[:, 1:], "cls": x[:, :1], "mean": x[:, 1:].mean(1, keepdims=True)}
         return pools[self.settings.pool]
 
 
-def normal(key: Array, shape: tuple[int, ...]) -> Array:
-    """Normal of 0.02 (PyTorch's truncation, at 100 standard deviations, does nothing)."""
-    return jax.random.normal(key, shape) * 0.02
+def matrix(rngs: nnx.Rngs, shape: tuple[int, int]) -> Array:
+    """Normal; PyTorch's truncation, at 100 standard deviations, does nothing."""
+    return normal(rngs, shape, STD)

@@ -14,12 +14,12 @@ from attrs import evolve
 from flax import nnx
 from jax import Array, lax
 from jax import numpy as jnp
-from vla_head_ar.config import Settings
 
 from vla.contracts import Actions, DecodeGrammar, Observation, Spec
 from vla.jax_kit.model import Cache, Entry, Tokens
 from vla.jax_kit.ops import in_compute_dtype, matmul, token_nll
 from vla.layout import BACKBONE
+from vla_head_ar.config import Settings
 
 EOS = 1  # PaliGemma's end of text
 Progress = tuple[Array, Array]  # values [B] that are still missing, and whether a row is done [B]
@@ -51,7 +51,9 @@ class ARHead(nnx.Module):
         index, valid, targets = (entry.notes[k] for k in ("index", "valid", "targets"))
         text = hidden["prompt"]  # [B L D]
         at = jnp.take_along_axis(text, index[..., None], 1)  # [B M D]
-        nll = token_nll(at.reshape(-1, at.shape[-1]), model.backbone.llm.unembed().astype(at.dtype), targets.reshape(-1))
+        nll = token_nll(
+            at.reshape(-1, at.shape[-1]), model.backbone.llm.unembed().astype(at.dtype), targets.reshape(-1)
+        )
         nll = nll.reshape(valid.shape) * valid
         return {"tokens": nll.sum(1) / jnp.maximum(valid.sum(1), 1)}
 

@@ -16,11 +16,11 @@ from attrs import evolve
 from flax import nnx
 from jax import Array, lax
 from jax import numpy as jnp
-from vla_head_flow.config import Settings, varying
 
 from vla.contracts import Actions, Observation, Spec
 from vla.jax_kit.model import Entry, Tokens
 from vla.jax_kit.ops import Linear, time_embedding
+from vla_head_flow.config import Settings, varying
 
 
 class FlowHead(nnx.Module):

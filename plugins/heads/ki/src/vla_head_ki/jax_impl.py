@@ -12,17 +12,23 @@ from typing import Any
 from attrs import evolve
 from flax import nnx
 from jax import Array
-from vla_head_ki.config import Settings
 
 from vla.contracts import Actions, DecodeGrammar, Observation, Spec
 from vla.jax_kit.model import Entry
+from vla_head_ki.config import Settings
 
 
 class KIHead(nnx.Module):
     """A token head and a chunk head in one pass."""
 
     def __init__(
-        self, settings: Settings, spec: Spec, backbone: Mapping[str, Any], inner: Mapping[str, nnx.Module], *, rngs: nnx.Rngs
+        self,
+        settings: Settings,
+        spec: Spec,
+        backbone: Mapping[str, Any],
+        inner: Mapping[str, nnx.Module],
+        *,
+        rngs: nnx.Rngs,
     ):
         self.settings = settings
         self.tokens, self.actions = inner["tokens"], inner["actions"]
