@@ -10,6 +10,9 @@
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
 VENV ?= .venv
 JOBS ?= 2
+PYTHON312 ?= python3.12
+LEROBOT ?= .venv-lerobot
+CHECK := plugins/datasets/lerobot/interop/check.py
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
@@ -50,9 +53,16 @@ format: $(STAMP)
 bench: $(STAMP)
 	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file $(ARGS) || exit 1; done
 
-# Exact numbers of openpi and LeRobot: VLA_SHARED and VLA_GOLDENS say where they are (default ../shared).
+# Both directions against LeRobot itself (0.6.1 needs Python 3.12 and another torch: an environment of its own, 6 GB),
+# then the exact numbers of openpi and LeRobot (VLA_SHARED and VLA_GOLDENS say where they are; default ../shared).
 interop: $(STAMP)
+	test -x $(LEROBOT)/bin/python || $(PYTHON312) -m venv $(LEROBOT)
+	$(LEROBOT)/bin/python -m pip install --quiet --disable-pip-version-check "lerobot[dataset]==0.6.1"
+	rm -rf $(LEROBOT)/sets && mkdir $(LEROBOT)/sets
+	$(BIN)/python $(CHECK) write $(LEROBOT)/sets
+	$(LEROBOT)/bin/python $(CHECK) lerobot $(LEROBOT)/sets
+	$(BIN)/python $(CHECK) compare $(LEROBOT)/sets
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) -m goldens $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LEROBOT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
