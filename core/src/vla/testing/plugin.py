@@ -1,0 +1,32 @@
+"""The pytest plugin of the kit (`pytest11`): shows what was declared as an exception, in every run.
+
+It is loaded in every pytest run of an environment that has vla-core, so it imports nothing but pytest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+EXCUSED = "declared exception: "
+# Their `assert` statements show values, as those of a test file do.
+pytest.register_assert_rewrite(
+    *(f"vla.testing.{name}" for name in (
+        "parts", "models", "heads", "vision", "llms", "backbones", "tokenizers", "datasets", "robots",
+    ))
+)  # fmt: skip
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """One line for every check that a part was excused from, with the reason its author gave."""
+    lines = []
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        _, found, text = reason.partition(EXCUSED)
+        if found:
+            lines.append(f"{report.nodeid}: {text}")
+    if lines:
+        terminalreporter.section("conformance: declared exceptions")
+        for line in sorted(lines):
+            terminalreporter.line(line)

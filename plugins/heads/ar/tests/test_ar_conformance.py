@@ -1,0 +1,5 @@
+from vla.testing import HeadConformance
+
+
+class TestAR(HeadConformance):
+    name = "ar"

@@ -1,0 +1,5 @@
+from vla.testing import HeadConformance
+
+
+class TestFlow(HeadConformance):
+    name = "flow"
