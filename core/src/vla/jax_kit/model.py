@@ -216,7 +216,7 @@ class VLA(nnx.Module):
         return evolve(cache, layers=self.backbone.llm.room(cache.layers, tokens))
 
     def look(self, cache: Cache, tokens: Sequence[Tokens]) -> tuple[Array, Array]:
-        """Mask [B n S+n] and positions [B n] of new tokens behind a cache: they depend on no value, compute them once."""
+        """Mask [B n S+n] and positions [B n] of new tokens behind a cache: depend on no value, compute them once."""
         roles, valid = self._roles_and_valid(tokens)
         n = roles.shape[1]
         roles, valid = jnp.concatenate([cache.roles, roles], 1), jnp.concatenate([cache.valid, valid], 1)

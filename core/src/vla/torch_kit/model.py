@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from attrs import evolve, field, frozen
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from vla.compose import Variant, load_object
 from vla.contracts import Actions, DecodeGrammar, Observation, Spec
 from vla.layout import BACKBONE, Layout, Span, attention_mask, clip, positions
+from vla.params import cover
 
 
 @frozen
@@ -263,6 +265,24 @@ def build_model(variant: Variant) -> VLA:
         return part(chosen)(chosen.settings, variant.spec, backbone.offers, inner)
 
     return VLA(body, build_head(head), variant.layout(), variant.spec)
+
+
+def load_weights(model: VLA, variant: Variant, weights: Mapping[str, Any]) -> None:
+    """Fill a model from torch names; float32 whatever the arrays are.
+
+    Raises:
+        StoreError: a name is missing or unknown, or a shape is wrong; all of them are listed.
+    """
+    parameters = dict(model.named_parameters())
+    cover({name: tuple(p.shape) for name, p in parameters.items()}, weights, "weights do not match the model")
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(torch.from_numpy(np.asarray(weights[name], np.float32)))
+
+
+def weights_of(model: VLA, variant: Variant) -> dict[str, np.ndarray]:
+    """Torch name -> float32 array."""
+    return {name: p.detach().float().cpu().numpy() for name, p in model.named_parameters()}
 
 
 def observation_to(obs: Observation, device: torch.device | str) -> Observation:
