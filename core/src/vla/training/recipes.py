@@ -39,15 +39,27 @@ class Recipe:
     summary: str
     type: str
     robot: str
+    spec: Mapping[str, Any]
     sets: Mapping[str, Any]
     config: TrainConfig
 
     def build(self, *, preset: str | None = None, set: Iterable[str] = ()) -> Any:
-        """The variant; `preset` and `set` win over the recipe's shapes."""
-        from vla.compose import build
+        """The variant.
+
+        A preset replaces the shapes of the recipe by its own, but never by narrower ones than the robot has; `set` wins
+        over both.
+        """
+        from vla.compose import SPEC_PRESETS, build, resolve
         from vla.settings import parse_sets
 
-        sets = {} if preset else dict(self.sets)
+        sets = dict(self.sets)
+        if preset is None:
+            sets = {**{f"spec.{k}": v for k, v in self.spec.items()}, **sets}
+        else:
+            offers, shapes = resolve("robot", self.robot, "robot").offers, SPEC_PRESETS.get(preset, {})
+            for key in ("state_dim", "action_dim"):
+                if (offers.get(key) or 0) > shapes.get(key, 0):
+                    sets[f"spec.{key}"] = offers[key]
         return build(type=self.type, robot=self.robot, preset=preset, set={**sets, **parse_sets(set)}, name=self.name)
 
 
@@ -81,12 +93,8 @@ def read_recipe(name: str | Path) -> Recipe:
         )
     if unknown := [key for key in table if key not in KEYS]:
         raise SettingsError("unknown entry in a recipe", field=f"{name}: {unknown[0]}", expected=", ".join(KEYS))
-    sets = {**{f"spec.{k}": v for k, v in table.get("spec", {}).items()}, **table.get("set", {})}
-    return Recipe(
-        label,
-        table.get("summary", ""),
-        table["type"],
-        table.get("robot", "plain"),
-        sets,
-        config_from(table.get("train", {})),
-    )
+    if "type" not in table:
+        raise SettingsError("a recipe names a model type", field=f"{name}: type", fix='for instance type = "pi05_ki"')
+    config = config_from(table.get("train", {}))
+    robot, spec, sets = table.get("robot", "plain"), table.get("spec", {}), table.get("set", {})
+    return Recipe(label, table.get("summary", ""), table["type"], robot, spec, sets, config)
