@@ -17,7 +17,7 @@ from vla_tokenizer_fsq.config import LEVELS, Fsq
 from vla.errors import DataError, DecodeError, SettingsError, StoreError
 
 H, D, K = 6, 3, 4
-SMALL = Fsq(codes=256, num_tokens=K, embed_dim=64, num_layers=1, steps=200, batch=32, lr=3e-3)
+SMALL = Fsq(codes=256, num_tokens=K, embed_dim=64, num_layers=1, steps=300)
 
 
 def smooth(n, seed=0):

@@ -20,7 +20,7 @@ from attrs import evolve
 
 from vla.codecs import CODEC_FILE, check_chunks, read_codec, write_codec
 from vla.errors import DataError, DecodeError, SettingsError, StoreError
-from vla_tokenizer_fast.bpe import Merger, learn
+from vla_tokenizer_fast.bpe import Merger, learn, spell
 from vla_tokenizer_fast.config import Fast
 from vla_tokenizer_fast.public import PublicFiles
 
@@ -65,7 +65,7 @@ class OwnMerges:
 
     def decode(self, ids: list[int]) -> np.ndarray:
         """Coefficients of one row of ids, float64. KeyError: an id that was never learned."""
-        return np.frombuffer(b"".join(map(self.table.__getitem__, ids)))
+        return np.frombuffer(spell(self.table, ids))
 
     def lengths(self, codes: int) -> np.ndarray:
         """Coefficients per id, [codes]."""
@@ -165,7 +165,7 @@ class FastCodec:
                     fix="decode with the grammar, allow more tokens, or decode with mode='relaxed'",
                 )  # fmt: skip
             values = np.concatenate([values[:want], np.zeros(max(0, want - len(values)), values.dtype)])
-        return scaled_inverse(horizon, self.scale) @ values.reshape(horizon, dim)
+        return scaled_inverse(horizon, self.scale).dot(values.reshape(horizon, dim))
 
     def out_of_range(self, chunks: np.ndarray) -> np.ndarray:
         """How many coefficients of each chunk lie beyond the range, [n]."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from vla.errors import DecodeError, SettingsError, StoreError
-from vla_tokenizer_fast.bpe import Merger
+from vla_tokenizer_fast.bpe import Merger, spell
 
 CONFIG, TOKENIZER = "processor_config.json", "tokenizer.json"
 _SPACES = {9, 10, 11, 12, 13, 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000}
@@ -75,6 +75,8 @@ class PublicFiles:
             internal[left + right] = 256 + len(pairs) - 1
             ids.append(vocab[left + right])
         self._ids = np.asarray(ids, np.int32)
+        # Ids that hold whole coefficients -> those as the bytes of float64: the fast way back.
+        self._whole = {i: w.tobytes() for i, raw in self.table.items() if (w := self._coefficients(raw)) is not None}
         self._merger = Merger(256, np.asarray(pairs, np.int32).reshape(-1, 2))
         # Characters that can be written: all their bytes are in the vocabulary.
         present = self._ids[:256] >= 0
@@ -151,11 +153,21 @@ class PublicFiles:
 
     def decode(self, ids: list[int]) -> np.ndarray:
         """Coefficients of one row of ids, float64. KeyError: an id that is not in the file."""
-        raw = b"".join(map(self.table.__getitem__, ids))
+        try:
+            return np.frombuffer(spell(self._whole, ids))
+        except KeyError:  # an id that is not there, or holds part of a coefficient
+            raw = spell(self.table, ids)
+        values = self._coefficients(raw)
+        if values is None:
+            raise DecodeError("action tokens break a coefficient apart", field="tokens", got=f"{len(ids)} tokens")
+        return values
+
+    def _coefficients(self, raw: bytes) -> np.ndarray | None:
+        """Of UTF-8 bytes; None where they are not whole characters."""
         try:
             text = raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DecodeError("action tokens break a coefficient apart", field="tokens", got=str(error.reason)) from None
+        except UnicodeDecodeError:
+            return None
         return np.frombuffer(text.encode("utf-32-le"), np.int32) + np.float64(self.low)
 
     def lengths(self, codes: int) -> np.ndarray:
@@ -163,10 +175,7 @@ class PublicFiles:
         grammar counts whole coefficients)."""
         out = np.zeros(codes, np.int32)
         for i in self._ids[self._ids >= 0].tolist():
-            try:
-                out[i] = len(self.table[i].decode("utf-8"))
-            except UnicodeDecodeError:
-                continue
+            out[i] = len(self._whole.get(i, b"")) // 8
         return out
 
 

@@ -40,6 +40,6 @@ class Fsq:
 
 PRESETS = {
     "full": {},
-    "small": {"num_tokens": 8, "embed_dim": 64, "lr": 3e-3},
-    "tiny": {"codes": 256, "num_tokens": 8, "embed_dim": 64, "num_layers": 1, "steps": 300, "lr": 3e-3},
+    "small": {"num_tokens": 8, "embed_dim": 64},
+    "tiny": {"codes": 256, "num_tokens": 8, "embed_dim": 64, "num_layers": 1, "steps": 800},
 }
