@@ -1,0 +1,88 @@
+"""A model running in JAX for a policy: numpy in, numpy out. Mirror of `torch_kit/runner.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vla.contracts import DecodeGrammar, Observation
+from vla.errors import SettingsError
+from vla.jax_kit.model import VLA, abstract_model, build_model, load_weights, sample, split, weights_of
+from vla.params import shapes, table
+from vla.store import check_names, read_header, read_weights
+
+
+class Runner:
+    """A model on a device."""
+
+    def __init__(self, model: VLA, variant: Any, device: Any, precision: str = "float32"):
+        self.variant, self.device, self.precision = variant, device, precision
+        self.graph, params = split(model)
+        self.params = jax.device_put(params, device)
+
+    def sample(
+        self,
+        obs: Observation,
+        noise: np.ndarray | None,
+        *,
+        num_steps: int | None = None,
+        grammar: DecodeGrammar | None = None,
+        temperature: float = 0.0,
+        real_dims: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:
+        """What `VLA.sample` gives, on the host: {"actions": [B t d]} float32 or {"tokens": [B n]}."""
+        obs, noise, grammar, real_dims = jax.device_put((obs, noise, grammar, real_dims), self.device)
+        dtype = "bfloat16" if self.precision == "bfloat16" else None
+        out = sample(
+            self.graph,
+            self.params,
+            obs,
+            noise,
+            grammar,
+            real_dims,
+            num_steps=num_steps,
+            temperature=temperature,
+            dtype=dtype,
+        )
+        return {k: np.asarray(v) for k, v in jax.device_get(out).items()}
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Torch name -> float32 array."""
+        return weights_of(self.params, self.variant)
+
+
+def load(
+    variant: Any, weights: Path | None, *, device: str | None = None, precision: str = "float32", seed: int = 0
+) -> Runner:
+    """The model of a variant with its weights; fresh ones from `seed` when `weights` is None.
+
+    Names and shapes are compared with the file's header before anything is allocated.
+
+    Raises:
+        StoreError: the weights are not those of this variant.
+        SettingsError: no such device.
+    """
+    where = pick_device(device)
+    with jax.default_device(where):
+        if weights is None:
+            return Runner(build_model(variant, seed), variant, where, precision)
+        found = {name: shape for name, (_, shape) in read_header(weights).items()}
+        check_names(shapes(table(variant)), found, weights)
+        model = abstract_model(variant)
+        load_weights(model, variant, read_weights(weights))
+        return Runner(model, variant, where, precision)
+
+
+def pick_device(name: str | None) -> Any:
+    """The device asked for; by default an accelerator when there is one."""
+    if name is None:
+        return jax.devices()[0]
+    platform, _, index = name.partition(":")
+    try:
+        return jax.devices("gpu" if platform == "cuda" else platform)[int(index or 0)]
+    except (RuntimeError, ValueError, IndexError) as error:
+        have = ", ".join(sorted({d.platform for d in jax.devices()}))
+        raise SettingsError("JAX finds no such device here", field="device", got=name, expected=have) from error
