@@ -5,7 +5,8 @@
 The original method is the public processor's, chunk by chunk: an orthonormal DCT of [h, d], rounding, one character per
 coefficient, a byte-level BPE of the `tokenizers` package; back: text, ord, inverse DCT. It is written here from its
 description; nothing of the processor's code is used. CPU seconds of this process are counted, rounds alternate between
-methods, so that a busy neighbour hits all alike, and the best round of each counts. The own-fit count uses real actions under VLA_SHARED when they are there.
+methods, so that a busy neighbour hits all alike, and the best round of each counts. The own-fit count uses real
+actions under VLA_SHARED when they are there.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def made_chunks(n: int, seed: int = 0) -> np.ndarray:
     """Smooth chunks [n H D] in [-1, 1] with a little jitter, and grippers that switch once."""
     r = np.random.default_rng(seed)
     t = np.linspace(0, 1, H)[None, :, None]
-    x = sum(r.normal(0, 0.5 / k, (n, 1, D)) * np.sin(2 * np.pi * (k * 0.5 * t + r.random((n, 1, D)))) for k in range(1, 5))
+    x = sum(
+        r.normal(0, 0.5 / k, (n, 1, D)) * np.sin(2 * np.pi * (k * 0.5 * t + r.random((n, 1, D)))) for k in range(1, 5)
+    )
     x += r.normal(0, 0.02, (n, H, D)) * (r.random((n, 1, D)) < 0.15)
     x[..., [6, 13]] = np.where(t > r.random((n, 1, 2)), 1, -1)
     return np.clip(x, -1, 1).astype(np.float32)
@@ -53,7 +56,12 @@ class Original:
         alphabet = [chr(i) for i in range(int(max(row.max() for row in rows)) - self.low + 1)]
         self.bpe = ByteLevelBPETokenizer()
         trainer = trainers.BpeTrainer(
-            vocab_size=codes, min_frequency=2, show_progress=False, special_tokens=[], initial_alphabet=alphabet, max_token_length=10000
+            vocab_size=codes,
+            min_frequency=2,
+            show_progress=False,
+            special_tokens=[],
+            initial_alphabet=alphabet,
+            max_token_length=10000,
         )
         self.bpe._tokenizer.train_from_iterator((self.text(row) for row in rows), trainer=trainer)
 
@@ -75,7 +83,9 @@ class Original:
     def files(self, folder: Path) -> Path:
         """The processor's files."""
         (folder / "tokenizer.json").write_text(self.bpe._tokenizer.to_str())
-        (folder / "processor_config.json").write_text(json.dumps({"scale": 10, "min_token": self.low, "vocab_size": CODES}))
+        (folder / "processor_config.json").write_text(
+            json.dumps({"scale": 10, "min_token": self.low, "vocab_size": CODES})
+        )
         return folder
 
 
@@ -132,7 +142,9 @@ def speed(n: int, rounds: int) -> list[str]:
     encode = race(
         {
             "original": lambda: [original.encode(c) for c in chunks],
-            "original, BPE batched": lambda: original.bpe._tokenizer.encode_batch_fast([original.text(original.coefficients(c)) for c in chunks]),
+            "original, BPE batched": lambda: original.bpe._tokenizer.encode_batch_fast(
+                [original.text(original.coefficients(c)) for c in chunks]
+            ),
             "ours, its files": lambda: same.encode(chunks),
             "ours, own fit": lambda: own.encode(chunks),
             "ours, its files, one by one": lambda: [same.encode(c[None]) for c in chunks[: n // 10]],
@@ -149,11 +161,16 @@ def speed(n: int, rounds: int) -> list[str]:
         },
         rounds,
     )
-    far = max(np.abs(original.decode(a) - same.decode(b, H, D)).max() for a, b in zip(ids["original"][:200], ids["same"][:200], strict=True))
+    far = max(
+        np.abs(original.decode(a) - same.decode(b, H, D)).max()
+        for a, b in zip(ids["original"][:200], ids["same"][:200], strict=True)
+    )
     lines = [
-        f"{n:,} chunks [{H}, {D}], {CODES} ids; own fit on 2,500 chunks took {fit_s:.1f} s, its first encode (tables are built) {first_s:.2f} s.",
+        f"{n:,} chunks [{H}, {D}], {CODES} ids; own fit on 2,500 chunks took {fit_s:.1f} s, "
+        f"its first encode (tables are built) {first_s:.2f} s.",
         f"Ids equal to the original's: {equal:,} of {n:,}. Largest difference of decoded actions: {far:.1e}.",
-        f"Tokens per chunk: original {np.mean([len(i) for i in ids['original']]):.1f}, own fit {np.mean([len(i) for i in ids['own']]):.1f}.",
+        f"Tokens per chunk: original {np.mean([len(i) for i in ids['original']]):.1f}, "
+        f"own fit {np.mean([len(i) for i in ids['own']]):.1f}.",
         "",
         "| encode | us per chunk | times the original |",
         "|---|---|---|",
@@ -173,8 +190,15 @@ def profile(codec: FastCodec, chunks: np.ndarray, name: str = "ours, own fit") -
     stats = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
     total = sum(row[2] for row in stats.values())
     top = sorted(stats.items(), key=lambda item: -item[1][2])[:6]
-    lines = [f"Where the time of encode goes ({name}; profiling slows many small calls):", "", "| share | where |", "|---|---|"]
-    return lines + [f"| {100 * row[2] / total:.0f} % | `{Path(file).name}: {function}` |" for (file, _, function), row in top]
+    lines = [
+        f"Where the time of encode goes ({name}; profiling slows many small calls):",
+        "",
+        "| share | where |",
+        "|---|---|",
+    ]
+    return lines + [
+        f"| {100 * row[2] / total:.0f} % | `{Path(file).name}: {function}` |" for (file, _, function), row in top
+    ]
 
 
 def counts() -> list[str]:
@@ -209,7 +233,8 @@ def main() -> None:
             "",
             "Written by `benchmarks/bench_tokenizers.py --write`, which says what is compared. One core "
             f"({platform.machine()}), Python {platform.python_version()}, numpy {np.__version__}, "
-            f"tokenizers {tokenizers.__version__}; DCT of the original with: {DCT}. CPU seconds, best of {args.rounds} alternating rounds.",
+            f"tokenizers {tokenizers.__version__}; DCT of the original with: {DCT}. CPU seconds, best of {args.rounds} "
+            "alternating rounds.",
             "",
             "## Speed",
             "",

@@ -20,7 +20,9 @@ FILE = GOLDENS / "openpi_tokenizers.npz"
 
 pytestmark = [
     pytest.mark.goldens,
-    pytest.mark.skipif(not FILE.is_file() or not MODEL.is_file(), reason="no tokenizer goldens: set VLA_GOLDENS and VLA_SHARED"),
+    pytest.mark.skipif(
+        not FILE.is_file() or not MODEL.is_file(), reason="no tokenizer goldens: set VLA_GOLDENS and VLA_SHARED"
+    ),
 ]
 
 
@@ -69,7 +71,12 @@ def test_all_cases_are_here():
 def test_tokens_and_masks(case, arrays, open_case):
     own = {k.split("/")[1]: v for k, v in arrays.items() if k.startswith(f"{case['case']:03d}/")}
     out = open_case(case).tokenize(case["prompt"], own.get("state"), own.get("action_in"))
-    pairs = {"tokens": "tokenized_prompt", "mask": "tokenized_prompt_mask", "ar_mask": "token_ar_mask", "loss_mask": "token_loss_mask"}
+    pairs = {
+        "tokens": "tokenized_prompt",
+        "mask": "tokenized_prompt_mask",
+        "ar_mask": "token_ar_mask",
+        "loss_mask": "token_loss_mask",
+    }
     compared = [name for name in pairs if name in own]
     assert compared[:2] == ["tokens", "mask"]
     for name in compared:

@@ -86,7 +86,9 @@ def test_formats_without_actions(prompt, want):
 def test_fast_format_and_masks(tokenizer):
     out = tokenizer.tokenize(" Pick_Up\nIT ", np.asarray([0.0]), CHUNK)
     before = Letters().encode("Task: pick up\nit, State: 128;\n", bos=True)
-    target = Letters().encode("Action: ") + (871 - np.asarray([21, 15, 30, 40])).tolist() + Letters().encode("|", eos=True)
+    target = (
+        Letters().encode("Action: ") + (871 - np.asarray([21, 15, 30, 40])).tolist() + Letters().encode("|", eos=True)
+    )
     n, m = len(before), len(before) + len(target)
     assert out["tokenized_prompt"][:m].tolist() == before + target
     assert out["tokenized_prompt_mask"].tolist() == [True] * m + [False] * (100 - m)
@@ -110,7 +112,9 @@ def test_batch_equals_rows_and_cut_is_reported_once(tokenizer, caplog):
 
 
 def answer(text="Action: ", ids=(21, 15, 30, 40), end="|"):
-    return np.asarray([2, 50] + Letters().encode(text) + [871 - i for i in ids] + Letters().encode(end, eos=True) + [0, 0])
+    return np.asarray(
+        [2, 50] + Letters().encode(text) + [871 - i for i in ids] + Letters().encode(end, eos=True) + [0, 0]
+    )
 
 
 def test_decode_is_strict_about_what_is_not_an_action(tokenizer):
@@ -183,7 +187,9 @@ def test_id_map_is_openpis_involution_and_stored(tmp_path):
     assert (again.to_codec(np.asarray([-3, 0, 255999, 257024, 2**40])) == -1).all()
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"vocab_size": 5, "text_ids": [5]}', '{"vocab_size": 5, "text_ids": [1, 1]}'])
+@pytest.mark.parametrize(
+    "content", ["", "{}", '{"vocab_size": 5, "text_ids": [5]}', '{"vocab_size": 5, "text_ids": [1, 1]}']
+)
 def test_damaged_id_map(tmp_path, content):
     (tmp_path / ID_MAP_FILE).write_text(content)
     with pytest.raises(StoreError, match="id map"):

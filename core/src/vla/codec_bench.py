@@ -59,8 +59,8 @@ class Result:
 def load_chunks(data: str | Path, horizon: int, most: int = 4096) -> Chunks:
     """Chunks of a dataset (anything `vla.datasets.open_dataset` reads) or of an .npz file, evenly spread over the data.
 
-    An .npz holds `chunks` [n h d], or `actions` [episodes t d], or `actions` [frames d] (also `action`) with an optional
-    `step_type` that is 0 where an episode begins. Past the end of an episode the last action is repeated.
+    An .npz holds `chunks` [n h d], or `actions` [episodes t d], or `actions` [frames d] (also `action`) with an
+    optional `step_type` that is 0 where an episode begins. Past the end of an episode the last action is repeated.
 
     Raises:
         DataError: nothing usable is there, or values are not finite.
@@ -96,7 +96,12 @@ def _read_npz(path: Path) -> tuple[np.ndarray, list[range], Sequence[str]]:
         return arrays["chunks"], [], ()
     actions = arrays.get("actions", arrays.get("action"))
     if actions is None or actions.ndim not in (2, 3):
-        raise DataError("the file holds no actions", field=str(path), got=sorted(arrays), expected="chunks [n h d] or actions [frames d]")
+        raise DataError(
+            "the file holds no actions",
+            field=str(path),
+            got=sorted(arrays),
+            expected="chunks [n h d] or actions [frames d]",
+        )
     if actions.ndim == 3:
         n, t, d = actions.shape
         return actions.reshape(n * t, d), [range(i * t, (i + 1) * t) for i in range(n)], ()
@@ -157,8 +162,10 @@ def measure(name: str, codec: ActionCodec, chunks: Chunks, seed: int = 0) -> Res
     )
 
 
-def broken_share(codec: ActionCodec, ids: Sequence[np.ndarray], h: int, d: int, seed: int = 0, share: float = 0.01) -> float:
-    """Share of chunks that raise DecodeError when each token is replaced by a random action id with this probability."""
+def broken_share(
+    codec: ActionCodec, ids: Sequence[np.ndarray], h: int, d: int, seed: int = 0, share: float = 0.01
+) -> float:
+    """Share of chunks that raise DecodeError when each token becomes a random action id with probability `share`."""
     rng = np.random.default_rng(seed)
     broken = 0
     for row in ids:
@@ -203,18 +210,27 @@ def rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
     """Cells of the table, under `COLUMNS`."""
     return [
         (
-            r.name, f"{r.tokens:.1f}", f"{r.most}", f"{r.ratio:.1f}", f"{r.rmse:.3g}", f"{r.worst:.3g}", f"{r.bound:.3g}",
-            f"{100 * r.broken:.0f} %", f"{r.encode_us:.0f}", f"{r.decode_us:.0f}", f"{r.fit_s:.1f}",
+            r.name,
+            f"{r.tokens:.1f}",
+            f"{r.most}",
+            f"{r.ratio:.1f}",
+            f"{r.rmse:.3g}",
+            f"{r.worst:.3g}",
+            f"{r.bound:.3g}",
+            f"{100 * r.broken:.0f} %",
+            f"{r.encode_us:.0f}",
+            f"{r.decode_us:.0f}",
+            f"{r.fit_s:.1f}",
         )
         for r in results
-    ]  # fmt: skip
+    ]
 
 
 COLUMNS = ("tokenizer", "tokens", "most", "ratio", "RMSE", "max err", "bound", "fail", "enc us", "dec us", "fit s")
 LEGEND = (
-    "tokens: mean per chunk; most: longest chunk; ratio: values per token; RMSE, max err: in the data's units; bound: of the\n"
-    "error, stated by the codec, in normalised units; fail: share of chunks that do not decode when 1 % of the tokens are\n"
-    "replaced (the others decode to something else); us: microseconds per chunk"
+    "tokens: mean per chunk; most: longest chunk; ratio: values per token; RMSE, max err: in the data's units;\n"
+    "bound: of the error, stated by the codec, in normalised units; fail: share of chunks that do not decode when\n"
+    "1 % of the tokens are replaced (the others decode to something else); us: microseconds per chunk"
 )
 
 

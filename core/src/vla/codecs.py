@@ -1,14 +1,15 @@
 """Text and action tokenizers: the prompt builder, the id map, and the contract of an action codec.
 
 A tokenizer is a text tokenizer and, for `fast`, `binning` and `fsq`, an action codec; they differ only in the codec.
-`Tokenizer` joins the two: it lays out the prompt, places action ids in the text vocabulary by an explicit stored id map,
-and cuts answers back into action ids. Decoding slices ids; it never goes through text.
+`Tokenizer` joins the two: it lays out the prompt, places action ids in the text vocabulary by an explicit stored id
+map, and cuts answers back into action ids. Decoding slices ids; it never goes through text.
 
 Formats (openpi `models/tokenizer.py`), `B` = begin of text, `E` = end of text:
 
     pi0    B <prompt> \\n                                             prompt stripped, "_" and "\\n" become blanks
     pi05   B Task: <prompt>, State: <s0 s1 ...>;\\nAction:_            as pi0; the state in 256 bins
-    fast   B Task: <prompt>, State: <s0 s1 ...>;\\n | Action:_ <ids>"|"E  lower case, stripped, "_" becomes a blank, "\\n" kept
+    fast   B Task: <prompt>, State: <s0 s1 ...>;\\n | Action:_ <ids>"|"E  lower case, stripped, "_" becomes a blank,
+    "\\n" kept
 
 What stands right of the bar is the target: `token_ar_mask` 1 and `token_loss_mask` True. A sequence that is too long
 keeps its head, as in openpi, and is reported once.
@@ -90,7 +91,7 @@ class ActionCodec(Protocol):
         """The codec that `save` wrote there."""
 
 
-# ---- state and prompt ------------------------------------------------------------------------------------------------
+# ---- state and prompt -----------------------------------------------------------------------------------------------
 
 
 def discretise_state(state: np.ndarray, bins: int = 256) -> np.ndarray:
@@ -115,7 +116,7 @@ class Prompt:
 
     name: str
     has_state: bool
-    pieces: Callable[[str, np.ndarray | None], tuple[str, ...]]
+    pieces: Callable[[str, Any], tuple[str, ...]]  # (prompt, state [s] or None)
 
 
 PROMPTS: dict[str, Prompt] = {
@@ -133,7 +134,7 @@ PROMPTS: dict[str, Prompt] = {
 ANSWER_PREFIX, ANSWER_END = "Action: ", "|"
 
 
-# ---- the id map --------------------------------------------------------------------------------------------------------
+# ---- the id map -----------------------------------------------------------------------------------------------------
 
 
 @frozen(eq=False)
@@ -159,7 +160,7 @@ class IdMap:
                 field="tokenizer.text vocab_size",
                 got=vocab_size,
                 expected=f">= {need}",
-                fix=f"lower the number of action ids, lower tokenizer.skip (now {skip}), or take a larger text vocabulary",
+                fix=f"take fewer action ids, lower tokenizer.skip (now {skip}), or take a larger text vocabulary",
             )
         return cls(vocab_size, (vocab_size - 1 - skip - np.arange(codes)).astype(np.int32))
 
@@ -190,22 +191,32 @@ class IdMap:
             content = json.loads(file.read_text(encoding="utf-8"))
             vocab_size, ids = int(content["vocab_size"]), np.asarray(content["text_ids"], np.int32)
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-            raise StoreError("the id map cannot be read", field=str(file), got=repr(error), fix="copy it again") from error
-        if ids.ndim != 1 or len(set(ids.tolist())) != len(ids) or (len(ids) and (ids.min() < 0 or ids.max() >= vocab_size)):
             raise StoreError(
-                "the id map is not one-to-one into the vocabulary", field=str(file), got=f"{len(ids)} ids", expected=f"< {vocab_size}"
+                "the id map cannot be read", field=str(file), got=repr(error), fix="copy it again"
+            ) from error
+        if (
+            ids.ndim != 1
+            or len(set(ids.tolist())) != len(ids)
+            or (len(ids) and (ids.min() < 0 or ids.max() >= vocab_size))
+        ):
+            raise StoreError(
+                "the id map is not one-to-one into the vocabulary",
+                field=str(file),
+                got=f"{len(ids)} ids",
+                expected=f"< {vocab_size}",
             )
         return cls(vocab_size, ids)
 
 
-# ---- the tokenizer -----------------------------------------------------------------------------------------------------
+# ---- the tokenizer --------------------------------------------------------------------------------------------------
 
 
 class Tokenizer:
     """Text tokenizer + codec + prompt format of one variant; made by `open_tokenizer`."""
 
     def __init__(self, text: TextTokenizer, codec: ActionCodec | None, prompt: str, id_map: IdMap | None, max_len: int):
-        self.text, self.codec, self.id_map, self.max_len = text, codec, id_map, max_len
+        self.text, self.codec, self.max_len = text, codec, max_len
+        self.id_map = id_map or IdMap(text.vocab_size, np.zeros(0, np.int32))
         if prompt not in PROMPTS:
             raise SettingsError("no such prompt format", field="tokenizer.prompt", got=prompt, expected=list(PROMPTS))
         self.prompt = PROMPTS[prompt]
@@ -215,17 +226,16 @@ class Tokenizer:
             return
         self._prefix = np.asarray(text.encode(ANSWER_PREFIX), np.int32)
         self._suffix = np.asarray(text.encode(ANSWER_END, eos=True), np.int32)
-        assert id_map is not None
-        if id_map.vocab_size != text.vocab_size or len(id_map.text_ids) != codec.vocab_size:
+        if self.id_map.vocab_size != text.vocab_size or len(self.id_map.text_ids) != codec.vocab_size:
             raise SettingsError(
                 "the stored id map is of another tokenizer",
                 field=f"assets/{FOLDER}/{ID_MAP_FILE}",
-                got=f"{len(id_map.text_ids)} action ids in a vocabulary of {id_map.vocab_size}",
+                got=f"{len(self.id_map.text_ids)} action ids in a vocabulary of {self.id_map.vocab_size}",
                 expected=f"{codec.vocab_size} action ids in a vocabulary of {text.vocab_size}",
                 fix="fit the tokenizer again, or restore the settings it was fitted with",
             )
         markers = np.concatenate([self._prefix, self._suffix])
-        if clash := sorted(set(markers[id_map.to_codec(markers) >= 0].tolist())):
+        if clash := sorted(set(markers[self.id_map.to_codec(markers) >= 0].tolist())):
             raise SettingsError(
                 "action ids fall on pieces that the prompt format needs",
                 field="tokenizer",
@@ -255,7 +265,8 @@ class Tokenizer:
             actions: [h d] normalised, not padded; None at inference. Ignored when there is no codec.
 
         Returns:
-            tokenized_prompt int32 [l], tokenized_prompt_mask bool [l], token_ar_mask int32 [l], token_loss_mask bool [l].
+            tokenized_prompt int32 [l], tokenized_prompt_mask bool [l], token_ar_mask int32 [l], token_loss_mask bool
+            [l].
 
         Raises:
             DataError: no text, a missing or bad state, or bad actions.
@@ -273,7 +284,9 @@ class Tokenizer:
         if self.codec is not None and actions is not None:
             targets = self.codec.encode(check_chunks(actions))
             if len(targets) != len(prompts):
-                raise DataError("prompts and actions differ in number", field="actions", got=len(targets), expected=len(prompts))
+                raise DataError(
+                    "prompts and actions differ in number", field="actions", got=len(targets), expected=len(prompts)
+                )
         shape = (len(prompts), self.max_len)
         out = {
             "tokenized_prompt": np.zeros(shape, np.int32),
@@ -319,8 +332,11 @@ class Tokenizer:
             self._warned = True
             _log.warning(
                 "a prompt of %d tokens is cut to spec.max_token_len = %d; its end, actions included, is lost. "
-                "Build with --set spec.max_token_len=%d or more. (Said once.)", length, self.max_len, length
-            )  # fmt: skip
+                "Build with --set spec.max_token_len=%d or more. (Said once.)",
+                length,
+                self.max_len,
+                length,
+            )
 
     def grammar(self, horizon: int, dim: int) -> DecodeGrammar:
         """Which answers stand for a chunk [horizon dim]."""
@@ -337,7 +353,8 @@ class Tokenizer:
         """Actions [horizon dim] from the tokens of one answer [n] (prompt, padding and end of text may be there too).
 
         Modes:
-            strict: after "Action: " only action tokens, up to the first "|", end of text or padding; they must stand for
+            strict: after "Action: " only action tokens, up to the first "|", end of text or padding; they must stand
+            for
                 exactly one chunk.
             openpi: tokens that are no action tokens are passed over, as openpi does (`binning` gives them the value of
                 their id, outside [-1, 1]); the rest must stand for exactly one chunk (`binning`: at least one).
@@ -351,7 +368,9 @@ class Tokenizer:
             raise SettingsError("no such decode mode", field="mode", got=mode, expected=list(MODES))
         tokens = np.asarray(tokens)
         if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-            raise DataError("tokens of one answer are a row of whole numbers", field="tokens", got=f"{tokens.dtype} {tokens.shape}")
+            raise DataError(
+                "tokens of one answer are a row of whole numbers", field="tokens", got=f"{tokens.dtype} {tokens.shape}"
+            )
         answer = self._answer(tokens.astype(np.int64))
         if mode == "openpi" and hasattr(codec, "decode_any"):
             # The id map is a line in openpi's case; outside it the same line is followed.
@@ -360,9 +379,11 @@ class Tokenizer:
         foreign = np.flatnonzero(ids < 0)
         if len(foreign) and mode == "strict":
             raise DecodeError(
-                "a token of the answer is no action token", field=f"answer[{foreign[0]}]", got=int(answer[foreign[0]]),
+                "a token of the answer is no action token",
+                field=f"answer[{foreign[0]}]",
+                got=int(answer[foreign[0]]),
                 fix="decode with the grammar, or mode='relaxed'",
-            )  # fmt: skip
+            )
         return codec.decode(ids[ids >= 0], horizon, dim, mode)
 
     def _answer(self, tokens: np.ndarray) -> np.ndarray:
@@ -370,7 +391,10 @@ class Tokenizer:
         starts = _find(tokens, self._prefix)
         if not len(starts):
             raise DecodeError(
-                "the answer has no 'Action: '", field="tokens", got=tokens[:8].tolist(), fix="train longer, or decode with the grammar"
+                "the answer has no 'Action: '",
+                field="tokens",
+                got=tokens[:8].tolist(),
+                fix="train longer, or decode with the grammar",
             )
         answer = tokens[starts[0] + len(self._prefix) :]
         ends = np.flatnonzero(np.isin(answer, [PAD, *self._suffix.tolist()]))
@@ -380,7 +404,9 @@ class Tokenizer:
 
     def _need_codec(self) -> ActionCodec:
         if self.codec is None:
-            raise SettingsError("this tokenizer has no action tokens", field="tokenizer", fix="build with --tokenizer fast")
+            raise SettingsError(
+                "this tokenizer has no action tokens", field="tokenizer", fix="build with --tokenizer fast"
+            )
         return self.codec
 
     def save(self, assets: Path) -> None:
@@ -431,7 +457,7 @@ def open_tokenizer(chosen: Any, spec: Spec, assets: Path | None = None) -> Token
     return Tokenizer(text, codec, "fast", id_map, spec.max_token_len)
 
 
-# ---- help for codecs ---------------------------------------------------------------------------------------------------
+# ---- help for codecs ------------------------------------------------------------------------------------------------
 
 CODEC_FILE, ARRAYS_FILE = "codec.json", "codec.npz"
 
@@ -444,15 +470,22 @@ def check_chunks(chunks: Any) -> np.ndarray:
     """
     chunks = np.asarray(chunks)
     if chunks.ndim != 3 or 0 in chunks.shape[1:] or chunks.dtype.kind not in "fiu":
-        raise DataError("action chunks have three axes", field="actions", got=f"{chunks.dtype} {chunks.shape}", expected="[n h d] floats")
+        raise DataError(
+            "action chunks have three axes",
+            field="actions",
+            got=f"{chunks.dtype} {chunks.shape}",
+            expected="[n h d] floats",
+        )
     if chunks.dtype not in (np.float32, np.float64):
         chunks = chunks.astype(np.float64)
     if not np.isfinite(chunks).all():
         n, h, d = np.argwhere(~np.isfinite(chunks))[0]
         raise DataError(
-            "actions have NaN or infinite values", field=f"actions[{n}, {h}, {d}]", got=float(chunks[n, h, d]),
+            "actions have NaN or infinite values",
+            field=f"actions[{n}, {h}, {d}]",
+            got=float(chunks[n, h, d]),
             fix="drop this episode, or check the sensor and the normalisation statistics",
-        )  # fmt: skip
+        )
     return chunks
 
 
@@ -462,7 +495,7 @@ def write_codec(folder: Path, kind: str, facts: Mapping[str, Any], arrays: Mappi
     text = json.dumps({"vla_codec": 1, "kind": kind, **facts}, indent=1)
     (folder / CODEC_FILE).write_text(text + "\n", encoding="utf-8")
     if arrays:
-        np.savez_compressed(folder / ARRAYS_FILE, **arrays)
+        np.savez_compressed(folder / ARRAYS_FILE, **dict(arrays))  # type: ignore[arg-type]
 
 
 def read_codec(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -481,11 +514,19 @@ def read_codec(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.nd
             with np.load(folder / ARRAYS_FILE, allow_pickle=False) as z:
                 arrays = {name: z[name] for name in z.files}
     except Exception as error:  # json, zip and npy readers raise many kinds on damaged files
-        raise StoreError("a stored codec cannot be read", field=str(file), got=repr(error)[:200], fix="fit it again") from error
+        raise StoreError(
+            "a stored codec cannot be read", field=str(file), got=repr(error)[:200], fix="fit it again"
+        ) from error
     if version != 1:
-        raise StoreError("a stored codec is of another version", field=str(file), got=version, expected=1, fix="upgrade vla-core")
+        raise StoreError(
+            "a stored codec is of another version", field=str(file), got=version, expected=1, fix="upgrade vla-core"
+        )
     if stored != kind:
         raise SettingsError(
-            "the stored codec is of another tokenizer", field=str(file), got=stored, expected=kind, fix=f"build with --tokenizer {stored}"
+            "the stored codec is of another tokenizer",
+            field=str(file),
+            got=stored,
+            expected=kind,
+            fix=f"build with --tokenizer {stored}",
         )
     return facts, arrays

@@ -27,8 +27,8 @@ def fit(
 ) -> int:
     """Learn an action tokenizer from the actions of a dataset, after quantile normalisation.
 
-    `vla train` fits an unfitted tokenizer by itself, on actions as its robot adapter makes them (deltas, say). This verb
-    takes the actions as they are stored.
+    `vla train` fits an unfitted tokenizer by itself, on actions as its robot adapter makes them (deltas, say). This
+    verb takes the actions as they are stored.
 
     Args:
         data: a dataset, or an .npz file with `actions` or `chunks`.
@@ -58,7 +58,10 @@ def fit(
     h, d = normal.shape[1:]
     console.note(f"fitted {tokenizer} on {len(normal)} chunks [{h}, {d}]: {out}")
     print(f"tokens per chunk: {sum(lengths) / len(lengths):.1f} mean, {max(lengths)} most, of {h * d} values")
-    print(f"use it: --tokenizer {tokenizer} --set tokenizer.source={out}   (spec.max_token_len >= prompt + {max(lengths)} + 5)")
+    print(
+        f"use it: --tokenizer {tokenizer} --set tokenizer.source={out}"
+        f"   (spec.max_token_len >= prompt + {max(lengths)} + 5)"
+    )
     return 0
 
 
@@ -93,13 +96,20 @@ def bench(
 
     names = [name.strip() for name in tokenizer.split(",") if name.strip()]
     if not names:
-        raise SettingsError("no tokenizer is named", field="--tokenizer", got=tokenizer, fix="--tokenizer fast,binning,fsq")
+        raise SettingsError(
+            "no tokenizer is named", field="--tokenizer", got=tokenizer, fix="--tokenizer fast,binning,fsq"
+        )
     own: dict[str, list[str]] = {name: [] for name in names}
     for word in set:
         name, dot, rest = word.partition(".")
         if not dot or name not in own:
-            raise SettingsError("a setting here begins with a tokenizer's name", field="--set", got=word, expected=f"one of {names}",
-                                fix=f"--set {names[0]}.{word}")  # fmt: skip
+            raise SettingsError(
+                "a setting here begins with a tokenizer's name",
+                field="--set",
+                got=word,
+                expected=f"one of {names}",
+                fix=f"--set {names[0]}.{word}",
+            )
         own[name].append(rest)
     codecs = {name: _codec(name, preset, own[name]) for name in names}
     found = load_chunks(data, horizon, chunks)
@@ -130,7 +140,9 @@ def _codec(name: str, preset: str, sets: list[str]) -> Any:
 
     part = find("tokenizer", name, path="tokenizer").load()
     if "text" not in part.slots:
-        raise SettingsError(f"tokenizer {name!r} has no action codec", field="--tokenizer", got=name, expected="fast, binning or fsq")
+        raise SettingsError(
+            f"tokenizer {name!r} has no action codec", field="--tokenizer", got=name, expected="fast, binning or fsq"
+        )
     table: dict[str, Any] = {"part": name, **parse_sets(sets)}
     if preset and preset in part.presets:
         table["preset"] = preset

@@ -15,7 +15,10 @@ from vla.errors import DataError, DecodeError, SettingsError, StoreError
 
 H, D = 6, 3
 kinds = st.builds(
-    Binning, codes=st.integers(2, 400), limit=st.sampled_from([0.5, 1.0, 1.5]), value=st.sampled_from(["centre", "left"])
+    Binning,
+    codes=st.integers(2, 400),
+    limit=st.sampled_from([0.5, 1.0, 1.5]),
+    value=st.sampled_from(["centre", "left"]),
 )
 unit = st.floats(-1, 1, width=32)
 chunks = st.one_of(

@@ -13,7 +13,10 @@ def merged_one_by_one(symbols, merges, base):
     ranks = {tuple(m): r for r, m in enumerate(merges.tolist())}
     s = list(symbols)
     while True:
-        rank, at = min(((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(zip(s, s[1:], strict=False))), default=(len(ranks), 0))
+        rank, at = min(
+            ((ranks.get(pair, len(ranks)), i) for i, pair in enumerate(zip(s, s[1:], strict=False))),
+            default=(len(ranks), 0),
+        )
         if rank == len(ranks):
             return s
         s[at : at + 2] = [base + rank]
@@ -30,12 +33,17 @@ def test_encode_is_byte_pair_encoding(base, seed, extra):
     starts = rng.random(grid.shape) < 0.1
     starts[:, 0] = True
     plain, words = merger.encode(grid, lengths), merger.encode(grid, lengths, starts)
-    for few, many in ((plain, merger._encode_many(grid, lengths, None)), (words, merger._encode_many(grid, lengths, starts))):
+    for few, many in (
+        (plain, merger._encode_many(grid, lengths, None)),
+        (words, merger._encode_many(grid, lengths, starts)),
+    ):
         assert all(np.array_equal(a, b) for a, b in zip(few, many, strict=True))
     for row, n, cut, a, b in zip(grid, lengths, starts, plain, words, strict=True):
         assert a.tolist() == merged_one_by_one(row[:n], merges, base)
         edges = [*np.flatnonzero(cut[:n]), n]
-        assert b.tolist() == [t for i, j in zip(edges, edges[1:], strict=False) for t in merged_one_by_one(row[i:j], merges, base)]
+        assert b.tolist() == [
+            t for i, j in zip(edges, edges[1:], strict=False) for t in merged_one_by_one(row[i:j], merges, base)
+        ]
         assert [s for t in a for s in merger.texts[t]] == row[:n].tolist()
 
 

@@ -19,7 +19,11 @@ H, D = 12, 3
 def smooth(n, h=H, d=D, seed=0):
     rng = np.random.default_rng(seed)
     t = np.linspace(0, 1, h)[None, :, None]
-    return np.clip(sum(rng.normal(0, 0.6 / k, (n, 1, d)) * np.sin(np.pi * k * t + rng.random((n, 1, d)) * 6) for k in (1, 2, 3)), -1, 1)
+    return np.clip(
+        sum(rng.normal(0, 0.6 / k, (n, 1, d)) * np.sin(np.pi * k * t + rng.random((n, 1, d)) * 6) for k in (1, 2, 3)),
+        -1,
+        1,
+    )
 
 
 CODEC = FastCodec(Fast(codes=256)).fit(smooth(400))
@@ -27,7 +31,9 @@ unit = st.floats(-1, 1, width=32)
 chunks = st.one_of(
     hnp.arrays(np.float32, (H, D), elements=unit),  # extreme and noisy
     unit.map(lambda v: np.full((H, D), v, np.float32)),  # constant
-    st.tuples(unit, unit, st.integers(0, H)).map(lambda a: np.where(np.arange(H)[:, None] < a[2], a[0], a[1]) * np.ones((1, D))),  # step
+    st.tuples(unit, unit, st.integers(0, H)).map(
+        lambda a: np.where(np.arange(H)[:, None] < a[2], a[0], a[1]) * np.ones((1, D))
+    ),  # step
     st.integers(0, 2**31).map(lambda s: smooth(1, seed=s)[0]),
     st.integers(0, 2**31).map(lambda s: np.random.default_rng(s).choice([-1.0, 1.0], (H, D))),
 )
@@ -114,7 +120,11 @@ def test_bad_input_is_named():
     with pytest.raises(SettingsError, match="not fitted") as e:
         FastCodec(Fast()).encode(smooth(1))
     assert "vla tokenizer fit" in str(e.value)
-    for call in (lambda: CODEC.encode(smooth(1, h=H + 1)), lambda: CODEC.decode(np.zeros(1, int), H, D + 1), lambda: CODEC.total(1, 1)):
+    for call in (
+        lambda: CODEC.encode(smooth(1, h=H + 1)),
+        lambda: CODEC.decode(np.zeros(1, int), H, D + 1),
+        lambda: CODEC.total(1, 1),
+    ):
         with pytest.raises(DataError, match="other dims") as e:
             call()
         assert str((H, D)) in str(e.value)

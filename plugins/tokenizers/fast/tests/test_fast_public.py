@@ -12,7 +12,9 @@ from vla_tokenizer_fast.public import CONFIG, TOKENIZER, PublicFiles, byte_chara
 
 from vla.errors import DecodeError, SettingsError, StoreError
 
-GOLDENS = Path(os.environ.get("VLA_GOLDENS", Path(__file__).parents[4].parent / "shared" / "goldens")) / "tokenizers" / "fast"
+GOLDENS = (
+    Path(os.environ.get("VLA_GOLDENS", Path(__file__).parents[4].parent / "shared" / "goldens")) / "tokenizers" / "fast"
+)
 here = pytest.mark.skipif(not (GOLDENS / "cases.npz").is_file(), reason="no FAST goldens: set VLA_GOLDENS")
 
 
@@ -148,7 +150,11 @@ def tiny_files(merges=(), **changes):
     for left, right in merges:
         vocab.setdefault(left + right, len(vocab))
     before = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    tokenizer = {"model": {"type": "BPE", "vocab": vocab, "merges": list(map(list, merges))}, "pre_tokenizer": before, **changes}
+    tokenizer = {
+        "model": {"type": "BPE", "vocab": vocab, "merges": list(map(list, merges))},
+        "pre_tokenizer": before,
+        **changes,
+    }
     return {"scale": 10, "min_token": -40, "vocab_size": len(vocab)}, tokenizer
 
 
@@ -178,7 +184,13 @@ def test_files_are_found_in_the_hub_cache(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"added_tokens": [{"id": 3}]}, {"normalizer": {"type": "NFC"}}, {"pre_tokenizer": {"type": "Whitespace"}}, {"model": {}}, {"model": 3}],
+    [
+        {"added_tokens": [{"id": 3}]},
+        {"normalizer": {"type": "NFC"}},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"model": {}},
+        {"model": 3},
+    ],
 )
 def test_what_is_no_fast_file_is_refused(changes):
     with pytest.raises(StoreError):

@@ -29,7 +29,10 @@ def smooth(n, seed=0):
 def random_params(layers=1, e=128, seed=0):
     rng = np.random.default_rng(seed)
     shapes = net.shapes(e, D, H, K, layers, 2.0, 2, 64)
-    return {n: (rng.normal(0, 0.3 if n.endswith("kernel") else 1, s) / (e**0.25)).astype(np.float32) for n, s in shapes.items()}
+    return {
+        n: (rng.normal(0, 0.3 if n.endswith("kernel") else 1, s) / (e**0.25)).astype(np.float32)
+        for n, s in shapes.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +190,9 @@ def write_openpi(folder, params):
             "value_metadata": {"value_type": "jax.Array", "skip_deserialize": False},
         }
         store = {"driver": "ocdbt", "base": item.absolute().as_uri() + "/", "path": ".".join(parts) + "/"}
-        ts.open({"driver": "zarr", "kvstore": store}, dtype=ts.float32, shape=value.shape, create=True).result().write(value).result()
+        ts.open({"driver": "zarr", "kvstore": store}, dtype=ts.float32, shape=value.shape, create=True).result().write(
+            value
+        ).result()
     (item / "_METADATA").write_text(json.dumps({"tree_metadata": leaves, "use_zarr3": False}))
     return folder
 

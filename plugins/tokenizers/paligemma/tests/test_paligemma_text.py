@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from vla.errors import SettingsError, StoreError
 from vla_tokenizer_paligemma import PART
 from vla_tokenizer_paligemma.config import EMBEDDED, Paligemma
 from vla_tokenizer_paligemma.text import MODEL_FILE, VARIABLE, SentencePieceText
+
+from vla.errors import SettingsError, StoreError
 
 SMALL = Paligemma(EMBEDDED, 4096)
 TEXT = SentencePieceText(SMALL)

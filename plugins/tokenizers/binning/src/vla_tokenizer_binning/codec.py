@@ -23,7 +23,9 @@ class BinningCodec:
     def __init__(self, settings: Binning):
         if settings.codes < 2 or not settings.limit > 0:
             raise SettingsError(
-                "binning needs codes >= 2 and limit > 0", field="tokenizer", got=f"codes {settings.codes}, limit {settings.limit}"
+                "binning needs codes >= 2 and limit > 0",
+                field="tokenizer",
+                got=f"codes {settings.codes}, limit {settings.limit}",
             )
         self.settings = settings
         self.vocab_size = settings.codes
@@ -89,17 +91,24 @@ class BinningCodec:
             if value not in ("centre", "left"):
                 raise ValueError(value)
         except (KeyError, TypeError, ValueError) as error:
-            raise StoreError("a stored codec is damaged", field=str(folder), got=repr(error), fix="fit it again") from error
+            raise StoreError(
+                "a stored codec is damaged", field=str(folder), got=repr(error), fix="fit it again"
+            ) from error
         if codes != self.vocab_size:
             raise SettingsError(
-                "the stored codec has another number of bins than the settings say", field="tokenizer.codes",
-                got=self.vocab_size, expected=codes, fix=f"--set tokenizer.codes={codes}, or fit again",
-            )  # fmt: skip
+                "the stored codec has another number of bins than the settings say",
+                field="tokenizer.codes",
+                got=self.vocab_size,
+                expected=codes,
+                fix=f"--set tokenizer.codes={codes}, or fit again",
+            )
         return BinningCodec(Binning(codes, limit, value, self.settings.skip))
 
 
 def _wrong_number(got: int, horizon: int, dim: int) -> DecodeError:
     return DecodeError(
-        f"the answer stands for {got} values, not {horizon * dim}", field="tokens", expected=f"{horizon} steps x {dim} dims",
+        f"the answer stands for {got} values, not {horizon * dim}",
+        field="tokens",
+        expected=f"{horizon} steps x {dim} dims",
         fix="decode with the grammar, allow more tokens, or decode with mode='relaxed'",
-    )  # fmt: skip
+    )

@@ -1,9 +1,11 @@
-"""FAST (arXiv 2501.09747): DCT over time of each action dim, scaled and rounded, lowest frequency of all dims first, merged.
+"""FAST (arXiv 2501.09747): a discrete cosine transform, quantised and merged.
 
-Error bound. Rounding moves each scaled coefficient by at most 1/2 and the DCT is orthonormal, so with nothing clipped the
-root mean square error of each dim over the chunk is at most 1 / (2 scale), and the error of a single value at most
-sqrt(h) / (2 scale). Coefficients beyond the fitted range are moved to its end ("clip"), counted by `out_of_range`; the own
-fit's range holds every chunk whose values lie in [-1, 1], and the chunks it was fitted on unless it warned.
+DCT over time of each action dim, scaled and rounded; the lowest frequency of all dims first; byte-pair merges.
+
+Error bound. Rounding moves each scaled coefficient by at most 1/2 and the DCT is orthonormal, so with nothing clipped
+the root mean square error of each dim over the chunk is at most 1 / (2 scale), and the error of a single value at most
+sqrt(h) / (2 scale). Coefficients beyond the fitted range are moved to its end ("clip"), counted by `out_of_range`; the
+own fit's range holds every chunk whose values lie in [-1, 1], and the chunks it was fitted on unless it warned.
 
 Axes: n chunks, h steps, d dims.
 """
@@ -79,7 +81,9 @@ class FastCodec:
 
     def __init__(self, settings: Fast):
         if settings.codes < 2 or not settings.scale > 0:
-            raise SettingsError("fast needs codes >= 2 and scale > 0", field="tokenizer", got=f"{settings.codes}, {settings.scale}")
+            raise SettingsError(
+                "fast needs codes >= 2 and scale > 0", field="tokenizer", got=f"{settings.codes}, {settings.scale}"
+            )
         self.settings = settings
         self.vocab_size = settings.codes
         self.scale = settings.scale
@@ -96,8 +100,11 @@ class FastCodec:
         if files.size != self.vocab_size:
             raise SettingsError(
                 "the public FAST files hold another number of ids than the settings say",
-                field="tokenizer.codes", got=self.vocab_size, expected=files.size, fix=f"--set tokenizer.codes={files.size}",
-            )  # fmt: skip
+                field="tokenizer.codes",
+                got=self.vocab_size,
+                expected=files.size,
+                fix=f"--set tokenizer.codes={files.size}",
+            )
         self._model, self.scale = files, files.scale
 
     @property
@@ -118,16 +125,22 @@ class FastCodec:
         reach = int(np.ceil(self.scale * np.sqrt(h)))
         if 2 * reach + 1 > self.vocab_size:
             raise SettingsError(
-                f"{self.vocab_size} ids are too few: single coefficients of chunks of {h} steps already take {2 * reach + 1}",
-                field="tokenizer.codes", got=self.vocab_size, expected=f">= {2 * reach + 1}, better twice that",
+                f"{self.vocab_size} ids are too few: single coefficients of {h} steps already take {2 * reach + 1}",
+                field="tokenizer.codes",
+                got=self.vocab_size,
+                expected=f">= {2 * reach + 1}, better twice that",
                 fix="raise tokenizer.codes or lower tokenizer.scale",
-            )  # fmt: skip
+            )
         most = max(reach, self.vocab_size // 4)  # otherwise at most half of the ids are single coefficients
         low, high = max(min(-reach, int(rows.min())), -most), min(max(reach, int(rows.max())), most)
         if most < max(-rows.min(), rows.max()):
             share = np.mean((rows < low) | (rows > high))
-            _log.warning("%.2g %% of the coefficients lie beyond the range of %d ids and are clipped; "
-                         "are the actions normalised?", 100 * share, self.vocab_size)  # fmt: skip
+            _log.warning(
+                "%.2g %% of the coefficients lie beyond the range of %d ids and are clipped; "
+                "are the actions normalised?",
+                100 * share,
+                self.vocab_size,
+            )
         base = high - low + 1
         merges = learn(np.clip(rows, low, high) - low, base, self.vocab_size)
         out = FastCodec(self.settings)
@@ -148,22 +161,28 @@ class FastCodec:
         return out
 
     def decode(self, ids: np.ndarray, horizon: int, dim: int, mode: str = "strict") -> np.ndarray:
-        """Actions [horizon dim] float64; see `vla.codecs.Tokenizer.decode`. relaxed: missing coefficients, the highest
-        frequencies, are taken as 0, and what is too many is dropped."""
+        """Actions [horizon dim] float64; see `vla.codecs.Tokenizer.decode`.
+
+        relaxed: missing coefficients, the highest frequencies, are taken as 0, and what is too many is dropped.
+        """
         model = self._need_model()
         self._check_dims(horizon, dim)
         try:
             values = model.decode(np.asarray(ids).tolist())
         except KeyError as error:
-            raise DecodeError("not an action id", got=error.args[0], expected=f"one of the {len(model.table)} learned") from None
+            raise DecodeError(
+                "not an action id", got=error.args[0], expected=f"one of the {len(model.table)} learned"
+            ) from None
         want = horizon * dim
         if len(values) != want:
             if mode != "relaxed" or not len(values):
                 raise DecodeError(
                     f"the answer stands for {len(values)} coefficients, not {want}",
-                    field="tokens", got=f"{len(ids)} action tokens", expected=f"{horizon} steps x {dim} dims",
+                    field="tokens",
+                    got=f"{len(ids)} action tokens",
+                    expected=f"{horizon} steps x {dim} dims",
                     fix="decode with the grammar, allow more tokens, or decode with mode='relaxed'",
-                )  # fmt: skip
+                )
             values = np.concatenate([values[:want], np.zeros(max(0, want - len(values)), values.dtype)])
         return scaled_inverse(horizon, self.scale).dot(values.reshape(horizon, dim))
 
@@ -206,15 +225,26 @@ class FastCodec:
                 shapes = tuple((int(h), int(d)) for h, d in facts["shapes"])
                 merges = np.asarray(arrays["merges"], np.int32).reshape(-1, 2)
                 earlier = base + np.arange(len(merges))[:, None]
-                if base < 1 or base + len(merges) > codes or (merges < 0).any() or (merges >= earlier).any() or not scale > 0:
+                if (
+                    base < 1
+                    or base + len(merges) > codes
+                    or (merges < 0).any()
+                    or (merges >= earlier).any()
+                    or not scale > 0
+                ):
                     raise ValueError("merges of unknown tokens")
         except (KeyError, ValueError, TypeError) as error:
-            raise StoreError("a stored codec is damaged", field=str(folder), got=repr(error), fix="fit it again") from error
+            raise StoreError(
+                "a stored codec is damaged", field=str(folder), got=repr(error), fix="fit it again"
+            ) from error
         if codes != self.vocab_size:
             raise SettingsError(
-                "the stored codec has another number of ids than the settings say", field="tokenizer.codes",
-                got=self.vocab_size, expected=codes, fix=f"--set tokenizer.codes={codes}, or fit again",
-            )  # fmt: skip
+                "the stored codec has another number of ids than the settings say",
+                field="tokenizer.codes",
+                got=self.vocab_size,
+                expected=codes,
+                fix=f"--set tokenizer.codes={codes}, or fit again",
+            )
         out = FastCodec(evolve(self.settings, source="", scale=scale))
         if public:
             out._use(PublicFiles.read(folder))
@@ -232,29 +262,42 @@ class FastCodec:
         n, i = np.argwhere(near != rows)[0]
         if self.settings.overflow == "error":
             raise DataError(
-                "a DCT coefficient lies beyond the range of the FAST codec", field=f"actions[{start + n}]",
-                got=int(rows[n, i]), expected=f"nearest is {int(near[n, i])}",
+                "a DCT coefficient lies beyond the range of the FAST codec",
+                field=f"actions[{start + n}]",
+                got=int(rows[n, i]),
+                expected=f"nearest is {int(near[n, i])}",
                 fix="check the normalisation, fit on data that has such chunks, or set tokenizer.overflow=clip",
-            )  # fmt: skip
+            )
         if not self._said:
             self._said = True
-            _log.warning("%d of %d DCT coefficients lie beyond the range of the FAST codec and are moved to the nearest it "
-                         "has, e.g. %d to %d. (Said once.)", (near != rows).sum(), rows.size, rows[n, i], near[n, i])  # fmt: skip
+            _log.warning(
+                "%d of %d DCT coefficients lie beyond the range of the FAST codec and are moved to the nearest it "
+                "has, e.g. %d to %d. (Said once.)",
+                (near != rows).sum(),
+                rows.size,
+                rows[n, i],
+                near[n, i],
+            )
 
     def _need_model(self) -> OwnMerges | PublicFiles:
         if self._model is None:
             raise SettingsError(
-                "the fast tokenizer is not fitted", field="tokenizer", got="no merges",
+                "the fast tokenizer is not fitted",
+                field="tokenizer",
+                got="no merges",
                 fix="`vla tokenizer fit DATA --tokenizer fast`, or set tokenizer.source to a public processor",
-            )  # fmt: skip
+            )
         return self._model
 
     def _check_dims(self, h: int, d: int) -> None:
         if self.shapes and (h, d) not in self.shapes:
             raise DataError(
-                "the fast tokenizer was fitted on chunks of other dims", field="actions", got=(h, d),
-                expected=" or ".join(map(str, self.shapes)), fix="fit again on this data, or change the horizon",
-            )  # fmt: skip
+                "the fast tokenizer was fitted on chunks of other dims",
+                field="actions",
+                got=(h, d),
+                expected=" or ".join(map(str, self.shapes)),
+                fix="fit again on this data, or change the horizon",
+            )
 
 
 def _thin(chunks: np.ndarray, most: int) -> np.ndarray:

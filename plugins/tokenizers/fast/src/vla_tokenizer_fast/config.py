@@ -10,7 +10,8 @@ class Fast:
     """Settings.
 
     Attributes:
-        source: "": fit on your own data. Else a folder that `vla tokenizer fit` wrote, or the files of a public processor:
+        source: "": fit on your own data. Else a folder that `vla tokenizer fit` wrote, or the files of a public
+        processor:
             a folder, or a hub repository in the local cache ("physical-intelligence/fast", which has codes = 2048).
             None of its code is run.
         codes: action ids, base symbols included.
@@ -26,4 +27,9 @@ class Fast:
     skip: int = 128
 
 
-PRESETS = {"full": {}, "tiny": {"codes": 512}, "small": {}, "public": {"source": "physical-intelligence/fast", "codes": 2048}}
+PRESETS = {
+    "full": {},
+    "tiny": {"codes": 512},
+    "small": {},
+    "public": {"source": "physical-intelligence/fast", "codes": 2048},
+}

@@ -3,8 +3,8 @@
 `processor_config.json` holds scale and min_token, `tokenizer.json` a byte-level BPE: a coefficient c is the character
 c - min_token, its UTF-8 bytes are the symbols, and GPT-2's pattern cuts the text into words that merges never span.
 Both are done here on whole arrays. Two properties of such a processor are handled, not copied: it drops coefficients
-whose character it never saw (a later decode then fails, or gives huge values), here they become the nearest coefficient it
-has; and it gives zeros for sequences that are no chunk, here they are errors.
+whose character it never saw (a later decode then fails, or gives huge values), here they become the nearest
+coefficient it has; and it gives zeros for sequences that are no chunk, here they are errors.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class PublicFiles:
             words = _check_supported(tokenizer, where)
             self._build(vocab, merges)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StoreError("these are no FAST processor files", field=where, got=repr(error)[:200], fix="copy them again") from error
+            raise StoreError(
+                "these are no FAST processor files", field=where, got=repr(error)[:200], fix="copy them again"
+            ) from error
         self._words = words
 
     def _build(self, vocab: dict[str, int], merges: list[list[str]]) -> None:
@@ -108,18 +110,25 @@ class PublicFiles:
         if found:
             return cls.read(found[-1])
         raise SettingsError(
-            "the files of the public FAST processor were not found", field="tokenizer.source", got=source,
+            "the files of the public FAST processor were not found",
+            field="tokenizer.source",
+            got=source,
             expected=f"a folder with {CONFIG} and {TOKENIZER}, or a hub repository in {home}",
-            fix=f"`hf download {source if '/' in source else 'physical-intelligence/fast'}`, or give a folder, or fit your own (source = '')",
-        )  # fmt: skip
+            fix=f"`hf download {source if '/' in source else 'physical-intelligence/fast'}`, or give a folder, "
+            "or fit your own (source = '')",
+        )
 
     @classmethod
     def read(cls, folder: Path) -> PublicFiles:
         """The files in a folder."""
         try:
-            config, tokenizer = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (CONFIG, TOKENIZER))
+            config, tokenizer = (
+                json.loads((folder / name).read_text(encoding="utf-8")) for name in (CONFIG, TOKENIZER)
+            )
         except (OSError, ValueError) as error:
-            raise StoreError("FAST processor files cannot be read", field=str(folder), got=str(error), fix="copy them again") from error
+            raise StoreError(
+                "FAST processor files cannot be read", field=str(folder), got=str(error), fix="copy them again"
+            ) from error
         return cls(config, tokenizer, str(folder))
 
     def save(self, folder: Path) -> None:
@@ -171,8 +180,10 @@ class PublicFiles:
         return np.frombuffer(text.encode("utf-32-le"), np.int32) + np.float64(self.low)
 
     def lengths(self, codes: int) -> np.ndarray:
-        """Coefficients per id, [codes]. 0 for ids no encoding has, and for those that hold part of a coefficient (a
-        grammar counts whole coefficients)."""
+        """Coefficients per id, [codes].
+
+        0 for ids that no encoding has, and for those that hold part of a coefficient (a grammar counts whole ones).
+        """
         out = np.zeros(codes, np.int32)
         for i in self._ids[self._ids >= 0].tolist():
             out[i] = len(self._whole.get(i, b"")) // 8
@@ -188,7 +199,9 @@ def _check_supported(tokenizer: dict[str, Any], where: str) -> bool:
     if model.get("type", "BPE") != "BPE" or before["type"] != "ByteLevel" or before["add_prefix_space"]:
         odd.append("pre_tokenizer or model type")
     if odd:
-        raise StoreError("this tokenizer.json has features FAST files do not have", field=where, got=odd, expected="byte-level BPE")
+        raise StoreError(
+            "this tokenizer.json has features FAST files do not have", field=where, got=odd, expected="byte-level BPE"
+        )
     return bool(before.get("use_regex", True))
 
 
@@ -201,8 +214,8 @@ def _char_class(code: int) -> int:
 def word_starts(kind: np.ndarray, text: np.ndarray) -> np.ndarray:
     """Where GPT-2's pattern begins a new word, bool [n l], for character classes and codes [n l].
 
-    The pattern: contractions ('s 't 're 've 'm 'll 'd), or a run of letters, of numbers or of other characters, each with
-    at most one blank before it; or white space, whose last character stands alone when text follows.
+    The pattern: contractions ('s 't 're 've 'm 'll 'd), or a run of letters, of numbers or of other characters, each
+    with at most one blank before it; or white space, whose last character stands alone when text follows.
     """
     n, length = text.shape
     starts = np.ones((n, length), bool)

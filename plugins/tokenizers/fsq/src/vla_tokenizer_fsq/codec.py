@@ -1,8 +1,9 @@
 """The FSQ codec: a fixed number of ids per chunk. Fitted in PyTorch; encoding and decoding are numpy (`net.py`).
 
-Error bound. An autoencoder promises no small error. What holds always: a codec fitted here decodes into the range of the
-values it was fitted on, so within that range no error exceeds its width; typical errors on the fitted chunks are kept as
-`fit_rmse` and `fit_max`. For an openpi checkpoint nothing is promised (bound: inf), because nothing limits its output.
+Error bound. An autoencoder promises no small error. What holds always: a codec fitted here decodes into the range of
+the values it was fitted on, so within that range no error exceeds its width; typical errors on the fitted chunks are
+kept as `fit_rmse` and `fit_max`. For an openpi checkpoint nothing is promised (bound: inf), because nothing limits its
+output.
 
 Every row of `num_tokens` ids decodes: only a wrong number of ids, or ids out of range, are errors.
 """
@@ -30,13 +31,22 @@ class FsqCodec:
 
     def __init__(self, settings: Fsq):
         if settings.codes not in LEVELS:
-            raise SettingsError("fsq has no levels for this number of ids", field="tokenizer.codes", got=settings.codes,
-                                expected=sorted(LEVELS))  # fmt: skip
-        if settings.embed_dim < HEAD_DIM or settings.embed_dim % HEAD_DIM or min(settings.num_tokens, settings.num_layers) < 1:
             raise SettingsError(
-                "fsq needs an embed_dim that is a multiple of 64, and at least one token and one layer", field="tokenizer",
-                got=f"embed_dim {settings.embed_dim}, num_tokens {settings.num_tokens}, num_layers {settings.num_layers}",
-            )  # fmt: skip
+                "fsq has no levels for this number of ids",
+                field="tokenizer.codes",
+                got=settings.codes,
+                expected=sorted(LEVELS),
+            )
+        if (
+            settings.embed_dim < HEAD_DIM
+            or settings.embed_dim % HEAD_DIM
+            or min(settings.num_tokens, settings.num_layers) < 1
+        ):
+            raise SettingsError(
+                "fsq needs an embed_dim that is a multiple of 64, and at least one token and one layer",
+                field="tokenizer",
+                got=f"{settings.embed_dim}, {settings.num_tokens}, {settings.num_layers}",
+            )
         self.settings = settings
         self.vocab_size = settings.codes
         self._levels = LEVELS[settings.codes]
@@ -67,20 +77,36 @@ class FsqCodec:
         if not len(chunks):
             raise DataError("no chunks to fit on", field="actions", got=chunks.shape, fix="give at least one chunk")
         if s.steps < 1 or s.batch < 1 or not s.lr > 0:
-            raise SettingsError("the fit needs steps, batch and lr above zero", field="tokenizer", got=f"{s.steps}, {s.batch}, {s.lr}")
+            raise SettingsError(
+                "the fit needs steps, batch and lr above zero", field="tokenizer", got=f"{s.steps}, {s.batch}, {s.lr}"
+            )
         try:
             from vla_tokenizer_fsq import torch_impl
         except ModuleNotFoundError as error:
-            raise SettingsError("fitting fsq needs PyTorch", got=str(error), fix="pip install 'vla-tokenizer-fsq[torch]'") from error
+            raise SettingsError(
+                "fitting fsq needs PyTorch", got=str(error), fix="pip install 'vla-tokenizer-fsq[torch]'"
+            ) from error
         out = FsqCodec(s)
         out.shape = chunks.shape[1:]
         clipped = out._bounded(chunks)
         out._params = torch_impl.fit(
-            clipped, out._shapes(), levels=self._levels, layers=s.num_layers, steps=s.steps, batch=s.batch, lr=s.lr, seed=s.seed
+            clipped,
+            out._shapes(),
+            levels=self._levels,
+            layers=s.num_layers,
+            steps=s.steps,
+            batch=s.batch,
+            lr=s.lr,
+            seed=s.seed,
         )
         out._range = np.stack([clipped.min((0, 1)), clipped.max((0, 1))]).astype(np.float32)
         if not all(np.isfinite(value).all() for value in out._params.values()):
-            raise DataError("the fit of fsq diverged", field="tokenizer.lr", got=s.lr, fix="lower tokenizer.lr, check the normalisation")
+            raise DataError(
+                "the fit of fsq diverged",
+                field="tokenizer.lr",
+                got=s.lr,
+                fix="lower tokenizer.lr, check the normalisation",
+            )
         error = np.abs(out._decode(np.stack(out.encode(chunks))) - clipped)
         out.fit_rmse, out.fit_max = float(np.sqrt(np.mean(error**2))), float(error.max())
         return out
@@ -105,14 +131,20 @@ class FsqCodec:
             raise DecodeError("not an action id", got=int(ids[outside][0]), expected=f"0 .. {self.vocab_size - 1}")
         if len(ids) < want or (len(ids) > want and mode == "strict"):
             raise DecodeError(
-                "the answer has another number of action tokens than a chunk", field="tokens", got=len(ids), expected=want,
+                "the answer has another number of action tokens than a chunk",
+                field="tokens",
+                got=len(ids),
+                expected=want,
                 fix="decode with the grammar, or allow more tokens",
-            )  # fmt: skip
+            )
         return self._decode(ids[None, :want])[0].astype(np.float64)
 
     def _decode(self, ids: np.ndarray) -> np.ndarray:
         params = self._need_params()
-        parts = [net.decode(params, ids[i : i + BATCH], self._levels, self.settings.num_layers) for i in range(0, len(ids), BATCH)]
+        parts = [
+            net.decode(params, ids[i : i + BATCH], self._levels, self.settings.num_layers)
+            for i in range(0, len(ids), BATCH)
+        ]
         out = np.concatenate(parts)
         return out if self._range is None else np.clip(out, self._range[0], self._range[1])
 
@@ -143,9 +175,12 @@ class FsqCodec:
         try:
             if facts["codes"] != self.vocab_size:
                 raise SettingsError(
-                    "the stored codec has another number of ids than the settings say", field="tokenizer.codes",
-                    got=self.vocab_size, expected=facts["codes"], fix=f"--set tokenizer.codes={facts['codes']}, or fit again",
-                )  # fmt: skip
+                    "the stored codec has another number of ids than the settings say",
+                    field="tokenizer.codes",
+                    got=self.vocab_size,
+                    expected=facts["codes"],
+                    fix=f"--set tokenizer.codes={facts['codes']}, or fit again",
+                )
             sizes = {name: type(getattr(self.settings, name))(facts[name]) for name in _SIZES}
             out = FsqCodec(evolve(self.settings, source="", **sizes))
             h, d = facts["shape"]
@@ -155,7 +190,9 @@ class FsqCodec:
                 raise ValueError(f"range {out._range.shape}")
             out.fit_rmse, out.fit_max = float(facts.get("fit_rmse", "nan")), float(facts.get("fit_max", "nan"))
         except (KeyError, TypeError, ValueError) as error:
-            raise StoreError("a stored codec is damaged", field=str(folder), got=repr(error), fix="fit it again") from error
+            raise StoreError(
+                "a stored codec is damaged", field=str(folder), got=repr(error), fix="fit it again"
+            ) from error
         out._take(arrays, str(folder))
         return out
 
@@ -163,37 +200,60 @@ class FsqCodec:
         """openpi's checkpoint: STEP/params (orbax) and STEP/config (JSON: the arguments of its network)."""
         from vla.interop.orbax import read_item
 
-        steps = sorted((int(p.name), p) for p in path.iterdir() if p.is_dir() and p.name.isdigit()) if path.is_dir() else []
+        steps = (
+            sorted((int(p.name), p) for p in path.iterdir() if p.is_dir() and p.name.isdigit()) if path.is_dir() else []
+        )
         folder = steps[-1][1] if steps else path
         try:
             config = json.loads((folder / "config" / "metadata").read_text(encoding="utf-8"))
             h, d = int(config["data_horizon"]), int(config["data_dim"])
-            sizes = {name: type(getattr(self.settings, name))(config.get(name) or getattr(Fsq(), name)) for name in _SIZES}
+            sizes = {
+                name: type(getattr(self.settings, name))(config.get(name) or getattr(Fsq(), name)) for name in _SIZES
+            }
             codes = int(config["target_codebook_size"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SettingsError(
-                "this is no FSQ checkpoint of openpi", field="tokenizer.source", got=str(path),
-                expected="a folder STEP/ with params/ and config/metadata", fix=f"correct the path ({error!r})",
-            ) from error  # fmt: skip
+                "this is no FSQ checkpoint of openpi",
+                field="tokenizer.source",
+                got=str(path),
+                expected="a folder STEP/ with params/ and config/metadata",
+                fix=f"correct the path ({error!r})",
+            ) from error
         for name in ("causal", "use_state_conditioning"):
             if config.get(name):
-                raise SettingsError("this FSQ checkpoint uses what vla does not support", field=f"{folder}/config", got=name)
-        for name, here, there in (("codes", self.vocab_size, codes), ("num_tokens", self.settings.num_tokens, sizes["num_tokens"])):
+                raise SettingsError(
+                    "this FSQ checkpoint uses what vla does not support", field=f"{folder}/config", got=name
+                )
+        for name, here, there in (
+            ("codes", self.vocab_size, codes),
+            ("num_tokens", self.settings.num_tokens, sizes["num_tokens"]),
+        ):
             if here != there:
-                raise SettingsError("the FSQ checkpoint is of another size than the settings say", field=f"tokenizer.{name}",
-                                    got=here, expected=there, fix=f"--set tokenizer.{name}={there}")  # fmt: skip
+                raise SettingsError(
+                    "the FSQ checkpoint is of another size than the settings say",
+                    field=f"tokenizer.{name}",
+                    got=here,
+                    expected=there,
+                    fix=f"--set tokenizer.{name}={there}",
+                )
         self.settings = evolve(self.settings, **sizes)
         self.shape = (h, d)
         leaves = read_item(folder / "params")
-        self._take({name.removeprefix("params/"): np.asarray(leaf, np.float32) for name, leaf in leaves.items()}, str(folder))
+        self._take(
+            {name.removeprefix("params/"): np.asarray(leaf, np.float32) for name, leaf in leaves.items()}, str(folder)
+        )
 
     def _take(self, params: dict[str, np.ndarray], where: str) -> None:
         want = self._shapes()
         if params.keys() != want.keys() or any(params[name].shape != shape for name, shape in want.items()):
             odd = sorted(params.keys() ^ want.keys()) or [n for n, shape in want.items() if params[n].shape != shape]
-            raise StoreError("the parameters of an FSQ codec do not fit its sizes", field=where, got=odd[:4], fix="copy it again")
+            raise StoreError(
+                "the parameters of an FSQ codec do not fit its sizes", field=where, got=odd[:4], fix="copy it again"
+            )
         if bad := [name for name, value in params.items() if not np.isfinite(value).all()]:
-            raise StoreError("the parameters of an FSQ codec are not finite", field=where, got=bad[:4], fix="fit it again")
+            raise StoreError(
+                "the parameters of an FSQ codec are not finite", field=where, got=bad[:4], fix="fit it again"
+            )
         self._params = {name: np.asarray(value, np.float32) for name, value in params.items()}
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -210,14 +270,19 @@ class FsqCodec:
     def _need_params(self) -> dict[str, np.ndarray]:
         if self._params is None:
             raise SettingsError(
-                "the fsq tokenizer is not fitted", field="tokenizer", got="no parameters",
+                "the fsq tokenizer is not fitted",
+                field="tokenizer",
+                got="no parameters",
                 fix="`vla tokenizer fit DATA --tokenizer fsq`, or set tokenizer.source to an openpi FSQ checkpoint",
-            )  # fmt: skip
+            )
         return self._params
 
     def _check_dims(self, h: int, d: int) -> None:
         if self.shape is not None and (h, d) != tuple(self.shape):
             raise DataError(
-                "the fsq tokenizer was fitted on chunks of other dims", field="actions", got=(h, d), expected=tuple(self.shape),
+                "the fsq tokenizer was fitted on chunks of other dims",
+                field="actions",
+                got=(h, d),
+                expected=tuple(self.shape),
                 fix="fit again on this data, or change the horizon",
-            )  # fmt: skip
+            )

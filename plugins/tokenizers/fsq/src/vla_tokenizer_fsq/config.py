@@ -12,7 +12,8 @@ class Fsq:
     """Settings.
 
     Attributes:
-        source: "": fit on your own data. Else a folder that `vla tokenizer fit` wrote, or an openpi FSQ checkpoint, which
+        source: "": fit on your own data. Else a folder that `vla tokenizer fit` wrote, or an openpi FSQ checkpoint,
+        which
             brings its own sizes; its `codes` and `num_tokens` must be these.
         codes: action ids: 256, 1024, 4096, 16384 or 65536.
         num_tokens: tokens per chunk.

@@ -1,7 +1,7 @@
 """The network of the `fsq` tokenizer in numpy: openpi's `FsqAttentionTokenizer`, under its parameter names.
 
-    actions [n h d] -> proj -> encoder: learned queries read the chunk -> codebook: tanh, round to digits, one id per token
-    ids [n k] -> digits -> proj_up -> decoder: learned queries read the tokens -> proj_mean -> actions [n h d]
+    actions [n h d] -> proj -> encoder: learned queries read the chunk -> codebook: tanh, round to digits, one id per
+    token ids [n k] -> digits -> proj_up -> decoder: learned queries read the tokens -> proj_mean -> actions [n h d]
 
 Parameters are a dict "proj/kernel" -> float32 array, names and axes as flax makes them. `torch_impl.py` mirrors this
 file for training. Axes: n chunks, h steps, d dims, k tokens, e embed_dim, q queries, s keys, a heads, c head width.
@@ -91,7 +91,9 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi).astype(np.float32) * (x + 0.044715 * x**3)))
 
 
-def shapes(e: int, d: int, h: int, k: int, layers: int, ratio: float, digits: int, head_dim: int) -> dict[str, tuple[int, ...]]:
+def shapes(
+    e: int, d: int, h: int, k: int, layers: int, ratio: float, digits: int, head_dim: int
+) -> dict[str, tuple[int, ...]]:
     """Name -> shape of all parameters."""
     wide, a = int(e * ratio), e // head_dim
     out: dict[str, tuple[int, ...]] = {"out_scale": ()}

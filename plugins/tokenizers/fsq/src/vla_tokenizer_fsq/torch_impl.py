@@ -107,7 +107,8 @@ def fit(
     optimizer = torch.optim.Adam(params.values(), lr=lr, betas=(0.9, 0.98))
     warm = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: (i + 1) / warm if i < warm else 0.5 * (1 + math.cos(math.pi * (i - warm) / max(1, steps - warm)))
+        optimizer,
+        lambda i: (i + 1) / warm if i < warm else 0.5 * (1 + math.cos(math.pi * (i - warm) / max(1, steps - warm))),
     )
     for _ in range(steps):
         rows = data[torch.randint(len(data), (min(batch, len(data)),), generator=rng)]

@@ -40,14 +40,17 @@ class SentencePieceText:
                 field="tokenizer vocab_size",
                 got=self._sp.vocab_size(),
                 expected=settings.vocab_size,
-                fix="set vocab_size to the model's, or give the model that belongs to these settings (tokenizer model=PATH)",
+                fix="set vocab_size to the model's, or give the model that belongs to these settings (model=PATH)",
             )
         special = (self._sp.pad_id(), self._sp.eos_id(), self._sp.bos_id())
         if special != (PAD, EOS, BOS):
             raise SettingsError(
                 f"the SentencePiece model {where} has other special ids than PaliGemma's",
-                field="pad, eos, bos", got=special, expected=(PAD, EOS, BOS), fix="give PaliGemma's model",
-            )  # fmt: skip
+                field="pad, eos, bos",
+                got=special,
+                expected=(PAD, EOS, BOS),
+                fix="give PaliGemma's model",
+            )
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Ids of a text."""
@@ -66,7 +69,8 @@ def find_model(settings: Paligemma, folder: Path | None) -> tuple[bytes, str]:
     """Content and place of the SentencePiece model, from the first place that has it.
 
     Order: the path in the settings; the model directory; the variable VLA_PALIGEMMA_TOKENIZER; the caches of openpi and
-    of the hub. The embedded model too is taken from the model directory when it is there: that is the one it was trained with.
+    of the hub. The embedded model too is taken from the model directory when it is there: that is the one it was
+    trained with.
     """
     stored = None if folder is None else Path(folder) / MODEL_FILE
     if settings.model == EMBEDDED:
@@ -78,9 +82,11 @@ def find_model(settings: Paligemma, folder: Path | None) -> tuple[bytes, str]:
         path = path / MODEL_FILE if path.is_dir() else path
         if not path.is_file():
             raise SettingsError(
-                "there is no SentencePiece model at this path", field="tokenizer model", got=str(path),
+                "there is no SentencePiece model at this path",
+                field="tokenizer model",
+                got=str(path),
                 fix="correct the path, or set it to '' to search, or to 'embedded' for the small model",
-            )  # fmt: skip
+            )
         return _read(path), str(path)
     tried = []
     for what, path in _places(stored):
@@ -88,11 +94,12 @@ def find_model(settings: Paligemma, folder: Path | None) -> tuple[bytes, str]:
             return _read(path), str(path)
         tried.append(f"{what}: {path or 'not set'}")
     raise SettingsError(
-        "PaliGemma's tokenizer model (tokenizer.model, 257,152 pieces) was not found; looked in\n    " + "\n    ".join(tried),
+        "PaliGemma's tokenizer model (tokenizer.model, 257,152 pieces) was not found; looked in\n    "
+        + "\n    ".join(tried),
         field="tokenizer model",
         fix=(
-            f"accept Gemma's terms and run `hf download {HUB_REPOSITORIES[0]} tokenizer.model`; or set {VARIABLE} to a copy; "
-            "or build with --preset tiny, which uses the embedded small model"
+            f"accept Gemma's terms and run `hf download {HUB_REPOSITORIES[0]} tokenizer.model`; "
+            f"or set {VARIABLE} to a copy; or build with --preset tiny, which uses the embedded small model"
         ),
     )
 
@@ -102,7 +109,9 @@ def _places(stored: Path | None) -> Iterator[tuple[str, Path | None]]:
     named = os.environ.get(VARIABLE)
     path = Path(named).expanduser() if named else None
     if path is not None and not path.exists():
-        raise SettingsError(f"{VARIABLE} names a file that is not there", field=VARIABLE, got=named, fix="correct or unset it")
+        raise SettingsError(
+            f"{VARIABLE} names a file that is not there", field=VARIABLE, got=named, fix="correct or unset it"
+        )
     yield f"variable {VARIABLE}", path / MODEL_FILE if path is not None and path.is_dir() else path
     openpi = Path(os.environ.get("OPENPI_DATA_HOME", "~/.cache/openpi")).expanduser()
     yield "openpi's cache", openpi / "big_vision" / "paligemma_tokenizer.model"
@@ -122,7 +131,9 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise StoreError("a SentencePiece model cannot be read", field=str(path), got=str(error), fix="check the file") from error
+        raise StoreError(
+            "a SentencePiece model cannot be read", field=str(path), got=str(error), fix="check the file"
+        ) from error
 
 
 def _load(content: bytes, where: str):  # noqa: ANN202 - a class of a package without types
