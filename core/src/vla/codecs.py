@@ -219,7 +219,7 @@ class Tokenizer:
         self.id_map = id_map or IdMap(text.vocab_size, np.zeros(0, np.int32))
         if prompt not in PROMPTS:
             raise SettingsError("no such prompt format", field="tokenizer.prompt", got=prompt, expected=list(PROMPTS))
-        self.prompt = PROMPTS[prompt]
+        self._format = prompt
         self.vocab_size = text.vocab_size
         self._warned = False
         if codec is None:
@@ -242,6 +242,11 @@ class Tokenizer:
                 got=f"text ids {clash}",
                 fix="lower the number of action ids, change tokenizer.skip, or take a larger text vocabulary",
             )
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt format; looked up, so that a tokenizer can be sent to worker processes."""
+        return PROMPTS[self._format]
 
     @property
     def fitted(self) -> bool:
