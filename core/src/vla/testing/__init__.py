@@ -24,7 +24,6 @@ _PUBLIC = {
     "BackboneConformance": "backbones",
     "TokenizerConformance": "tokenizers",
     "DatasetConformance": "datasets",
-    "RobotConformance": "robots",
     "random_batch": "batches",
 }
 # kind of part -> its conformance class

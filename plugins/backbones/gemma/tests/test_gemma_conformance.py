@@ -1,0 +1,5 @@
+from vla.testing import LlmConformance
+
+
+class TestGemma(LlmConformance):
+    name = "gemma"

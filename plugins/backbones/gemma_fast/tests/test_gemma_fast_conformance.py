@@ -1,0 +1,5 @@
+from vla.testing import LlmConformance
+
+
+class TestGemmaFast(LlmConformance):
+    name = "gemma_fast"
