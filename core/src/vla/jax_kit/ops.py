@@ -29,8 +29,9 @@ def rms_norm(x: Array) -> Array:
 
 def rope_angles(positions: Array, head_dim: int) -> tuple[Array, Array]:
     """cos and sin [B T 1 H/2] of the rotary embedding, float32; wavelength 10000^(2i/H)."""
-    wavelength = 10_000.0 ** (np.arange(head_dim // 2) / (head_dim // 2))
-    angle = positions[..., None, None].astype(jnp.float32) / wavelength.astype(np.float32)
+    i = np.arange(head_dim // 2, dtype=np.float64)
+    frequency = (10_000.0 ** -(i / (head_dim // 2))).astype(np.float32)
+    angle = positions[..., None, None].astype(jnp.float32) * frequency  # XLA would divide by way of the reciprocal
     return jnp.cos(angle), jnp.sin(angle)
 
 
@@ -44,7 +45,7 @@ def rope(x: Array, angles: tuple[Array, Array]) -> Array:
 def attend(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
     """Attention [B T N H], [B S K H] x 2 -> [B T (N H)] under a mask [B T S] or none; logits and softmax in float32.
 
-    A query that may see nothing (padding) sees all keys evenly; nobody reads its result.
+    A query that may see nothing (padding) sees all keys; nobody reads its result.
     """
     b, t, n, h = q.shape
     s, kv = k.shape[1:3]

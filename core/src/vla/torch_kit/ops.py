@@ -23,8 +23,9 @@ def rms_norm(x: Tensor) -> Tensor:
 
 def rope_angles(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     """cos and sin [B T 1 H/2] of the rotary embedding, float32; wavelength 10000^(2i/H)."""
-    i = torch.arange(head_dim // 2, dtype=torch.float32, device=positions.device)
-    angle = positions[..., None, None].float() / 10_000.0 ** (i / (head_dim // 2))
+    i = torch.arange(head_dim // 2, dtype=torch.float64, device=positions.device)
+    frequency = (10_000.0 ** -(i / (head_dim // 2))).float()
+    angle = positions[..., None, None].float() * frequency  # a product rounds alike everywhere, a quotient does not
     return angle.cos(), angle.sin()
 
 
@@ -38,7 +39,7 @@ def rope(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention [B T N H], [B S K H] x 2 -> [B T (N H)] under a mask [B T S] or none; logits and softmax in float32.
 
-    A query that may see nothing (padding) sees all keys evenly; nobody reads its result.
+    A query that may see nothing (padding) sees all keys; nobody reads its result.
     """
     b, t, n, h = q.shape
     s, kv = k.shape[1:3]
