@@ -134,7 +134,8 @@ def main(argv: list[str]) -> None:
     from vla.training import loop
 
     out, steps, framework = Path(argv[1]), int(argv[2]), argv[3]
-    made = config(steps, framework=framework, save_every=2)
+    mode = next((word for word in argv if word in ("ddp", "fsdp")), "none")
+    made = config(steps, framework=framework, save_every=2, distributed=mode)
     loop.prepare = lambda *a: prepared(made)  # type: ignore[assignment]
 
     def listen(event: str, record: Any) -> None:

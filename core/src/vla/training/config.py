@@ -52,7 +52,7 @@ class TrainConfig:
             not made of its first weights. False: ema_decay from the first step, as in openpi (0.99: equal from 890 on).
         freeze: parameter-name prefixes that are not trained, e.g. `backbone.vision`.
         checkpoint_activations: recompute each transformer layer in the backward pass: less memory, about 1/3 more time.
-        compile: torch.compile the loss.
+        compile: torch.compile each transformer layer (PyTorch; JAX always compiles).
         augment: random crop, rotation and colour of the images (openpi's ranges), the same in both engines.
         val_episodes: episodes held out of training for validation loss and action error.
         val_every: steps between validations; 0 validates at the end only.
@@ -67,7 +67,8 @@ class TrainConfig:
         keep_every: checkpoints at multiples of this are kept for good; 0: none.
         listeners: more places for the metrics: `tensorboard`, `trackio`, `wandb`.
         progress: draw a progress bar.
-        distributed: `none`, `ddp` (weights replicated) or `fsdp` (weights sharded); start with torchrun.
+        distributed: `none`, `ddp` (weights on every device) or `fsdp` (weights cut over the devices). PyTorch: one process
+            per device, start with `torchrun --nproc-per-node N --no-python vla train ...`. JAX: all devices it sees.
     """
 
     steps: int = 30_000

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax import numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vla.contracts import Actions, Observation
 from vla.errors import SettingsError
@@ -25,6 +26,8 @@ from vla.params import table, to_other, to_torch
 from vla.store import check_names
 from vla.training.config import TrainConfig
 
+AXIS = "devices"
+SMALL = 1 << 12  # values below which an array is not worth cutting
 Tree = dict[str, Array]  # nnx path joined by "/" -> array
 
 
@@ -40,6 +43,7 @@ class JaxEngine:
     def __init__(self, variant: Any, config: TrainConfig, weights: Mapping[str, np.ndarray] | None = None):
         self.config, self.rows = config, table(variant)
         self.device = pick_device(config.device)
+        self.mesh = make_mesh(self.device, config)
         with jax.default_device(self.device):
             model = abstract_model(variant) if weights is not None else build_model(variant, config.seed)
             if config.checkpoint_activations:
@@ -59,6 +63,7 @@ class JaxEngine:
             self.m: Tree = {k: jnp.zeros_like(v) for k, v in self.params.items()}
             self.v: Tree = {k: jnp.zeros_like(v) for k, v in self.params.items()}
             self.updates = jnp.zeros((), jnp.int32)
+        self._place()
 
     # ---- one update --------------------------------------------------------------------------------------------------
 
@@ -74,7 +79,8 @@ class JaxEngine:
         """
         moving = (self.params, self.ema, self.m, self.v, self.updates)
         rates = np.float32(lr), np.float32(keep)
-        moving, result = self._update(moving, self.fixed, tuple(micro_batches), *rates)
+        micro = tuple(self._rows_apart(batch) for batch in micro_batches)
+        moving, result = self._update(moving, self.fixed, micro, *rates)
         self.params, self.ema, self.m, self.v, self.updates = moving
         return result
 
@@ -141,6 +147,13 @@ class JaxEngine:
         """Whether waiting for a result stalls the device, so that the loop should read seldom."""
         return self.device.platform != "cpu"
 
+    def agree(self, flag: bool) -> bool:
+        """Whether any process raises this flag; there is one."""
+        return flag
+
+    def close(self) -> None:
+        """Nothing to leave."""
+
     # ---- looking at the model ----------------------------------------------------------------------------------------
 
     def evaluate(self, obs: Observation, actions: Actions, draws: Any) -> dict[str, np.ndarray]:
@@ -188,10 +201,33 @@ class JaxEngine:
             moments = {k[2:]: a for k, a in arrays["optimizer"].items() if k.startswith(f"{name}/")}
             setattr(self, name, self._to_tree(moments, self.trained_rows, f"{source}: optimizer {name}"))
         self.updates = jax.device_put(jnp.asarray(int(arrays["optimizer"]["updates"]), jnp.int32), self.device)
+        self._place()
 
     def updates_seen(self) -> int:
         """Updates applied so far (steps that were skipped do not count)."""
         return int(self.updates)
+
+    def _place(self) -> None:
+        """With several devices: weights, moments and average to their shards (fsdp) or to every device (ddp)."""
+        if self.mesh is None:
+            return
+        cut = self.config.distributed == "fsdp"
+
+        def put(tree: Tree) -> Tree:
+            return {
+                k: jax.device_put(v, shard(self.mesh, v.shape) if cut else whole(self.mesh)) for k, v in tree.items()
+            }
+
+        self.params, self.fixed, self.ema, self.m, self.v = map(
+            put, (self.params, self.fixed, self.ema, self.m, self.v)
+        )
+        self.updates = jax.device_put(self.updates, whole(self.mesh))
+
+    def _rows_apart(self, batch: Any) -> Any:
+        """The rows of a batch over the devices; the compiler derives all exchanges from where the arrays are."""
+        if self.mesh is None:
+            return batch
+        return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec(AXIS)))
 
     @property
     def _dtype(self) -> str | None:
@@ -223,6 +259,39 @@ def pick_device(name: str) -> Any:
         raise SettingsError(
             "JAX finds no such device here", field="train.device", got=name, expected=f"auto, {have}"
         ) from error
+
+
+def make_mesh(device: Any, config: TrainConfig) -> Mesh | None:
+    """All devices of this kind in one row, or None to train on one.
+
+    Raises:
+        SettingsError: the rows of a micro-batch do not divide over the devices.
+    """
+    if config.distributed == "none":
+        return None
+    devices = jax.devices(device.platform)
+    rows = config.batch_size // config.accumulate
+    if rows % len(devices):
+        expected = f"a multiple of {len(devices)} devices"
+        raise SettingsError(
+            "a micro-batch splits evenly over the devices", field="train.batch_size", got=rows, expected=expected
+        )
+    return Mesh(np.array(devices), (AXIS,))
+
+
+def shard(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """openpi's rule: the longest axis that divides over the devices; small arrays and vectors are kept whole."""
+    longest = sorted(range(len(shape)), key=lambda i: -shape[i])
+    size = mesh.devices.size
+    axis = next((i for i in longest if shape[i] % size == 0), None)
+    if len(shape) < 2 or np.prod(shape) < SMALL or axis is None:
+        return whole(mesh)
+    return NamedSharding(mesh, PartitionSpec(*[AXIS if i == axis else None for i in range(len(shape))]))
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def freeze(rows: Sequence[Any], prefixes: Sequence[str]) -> set[str]:

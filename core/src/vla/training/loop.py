@@ -92,7 +92,9 @@ def train(
     with checkpoints.run_lock(out) if rank == 0 else _nothing():
         if rank == 0:
             _clear(out, found)
-        return _Run(out, config, prepared, engine, found, listeners, notes, rank, world).go()
+        result = _Run(out, config, prepared, engine, found, listeners, notes, rank, world).go()
+    engine.close()
+    return result
 
 
 class _Run:
@@ -110,7 +112,7 @@ class _Run:
         rank: int,
         world: int,
     ):
-        self.out, self.config, self.prepared, self.rank = out, config, prepared, rank
+        self.out, self.config, self.prepared, self.rank, self.world = out, config, prepared, rank, world
         self.start = found.step if found else 0
         self.engine = engine
         samples = Samples(
@@ -157,7 +159,9 @@ class _Run:
                     step += 1
                     log = step % c.log_every == 0 or step == c.steps
                     save = step % c.save_every == 0 or step == c.steps
-                    if log or save or stop or not self.engine.reads_late:
+                    # Processes must stop at the same step, so they ask each other; seldom, as it waits for the device.
+                    halt = self.engine.agree(bool(stop)) if self.world == 1 or log or save else False
+                    if log or save or halt or not self.engine.reads_late:
                         self._read(pending)
                     if log:
                         now, wait = time.perf_counter(), self.loader.waited
@@ -175,9 +179,9 @@ class _Run:
                         self.progress.advance(step)
                     if self.validator and c.val_every and step % c.val_every == 0 and step < c.steps:
                         self._validate(step)
-                    if save or stop:
+                    if save or halt:
                         self._save(step)
-                    if stop:
+                    if halt:
                         break
         except BaseException as error:
             self._rescue(step, error)
@@ -235,7 +239,8 @@ class _Run:
 
     def _rescue(self, step: int, error: BaseException) -> None:
         """Before an error leaves the loop: keep the steps made so far, unless they are the problem."""
-        if isinstance(error, Exception) and not isinstance(error, TrainingError) and step > self.start:
+        alone = self.world == 1  # other processes would wait for a step that we do not make
+        if alone and isinstance(error, Exception) and not isinstance(error, TrainingError) and step > self.start:
             self._save(step)
         self.tell(
             "end",

@@ -20,6 +20,7 @@ from vla.errors import SettingsError
 from vla.store import check_names
 from vla.torch_kit.model import VLA, build_model, observation_to, tree_to
 from vla.training.config import TrainConfig
+from vla.training.torch_devices import Devices, exchanged, mine, shard_of, whole
 
 
 class TorchEngine:
@@ -39,17 +40,26 @@ class TorchEngine:
         weights: Mapping[str, np.ndarray] | None = None,
         model: nn.Module | None = None,
     ):
-        self.config, self.device = config, pick_device(config.device)
+        self.config = config
+        self.devices = Devices(config.distributed, pick_device(config.device))
+        self.device = self.devices.device
         if model is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed)
                 model = build_model(variant)
         self.model: VLA = model.float().to(self.device).train()  # type: ignore[assignment]
+        freeze(dict(self.model.named_parameters()), config.freeze)
+        if config.checkpoint_activations:
+            recompute_layers(self.model)
+        if config.compile:
+            compile_layers(self.model)
+        self.loss = self.devices.spread(self.model)
         self.params = dict(self.model.named_parameters())
+        # What this process holds of each weight: all of it, or its shard. Moments and average are cut alike.
+        self.shards = {name: mine(p) for name, p in self.params.items()}
         if weights is not None:
-            self._fill(self.params, weights, "the weights to start from")
-        freeze(self.params, config.freeze)
-        self.trained = {name: p for name, p in self.params.items() if p.requires_grad}
+            self._fill(self.shards, weights, "the weights to start from")
+        self.trained = {name: nn.Parameter(self.shards[name]) for name, p in self.params.items() if p.requires_grad}
         self.ema = {name: p.detach().clone() for name, p in self.trained.items()} if config.ema_decay else {}
         self.optimizer = torch.optim.AdamW(
             list(self.trained.values()),
@@ -61,10 +71,6 @@ class TorchEngine:
         )
         for p in self.trained.values():
             self._moments(p, torch.zeros_like(p), torch.zeros_like(p), 0)
-        if config.checkpoint_activations:
-            recompute_layers(self.model)
-        if config.compile:
-            compile_layers(self.model)
 
     # ---- one update --------------------------------------------------------------------------------------------------
 
@@ -80,18 +86,22 @@ class TorchEngine:
         """
         share = 1 / len(micro_batches)
         sums: dict[str, Tensor] = {}
-        for obs, actions, draws in micro_batches:
-            losses = self._losses(obs, actions, draws)
-            total = self.model.total(losses)
-            (total * share).backward()
+        for i, (obs, actions, draws) in enumerate(micro_batches):
+            with self.devices.gathering(last=i == len(micro_batches) - 1):
+                losses = self._losses(obs, actions, draws)
+                total = self.model.total(losses)
+                (total * share).backward()
             found = {"loss": total.detach(), **{f"loss/{k}": v.detach().mean() for k, v in losses.items()}}
             for name, value in found.items():
                 sums[name] = sums.get(name, 0) + value.float() * share
-        for p in self.trained.values():
-            if p.grad is None:  # as in JAX: no gradient is a gradient of zero, so that all moments age alike
-                p.grad = torch.zeros_like(p)
-        grads = [p.grad for p in self.trained.values()]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        sums = self.devices.mean(sums)
+        for name, p in self.trained.items():
+            grad = self.params[name].grad
+            # As in JAX, no gradient is a gradient of zero, so that all moments age alike.
+            p.grad = torch.zeros_like(p) if grad is None else mine(grad)
+            self.params[name].grad = None
+        norms = torch._foreach_norm([p.grad for p in self.trained.values()])
+        norm = self.devices.norm(torch.linalg.vector_norm(torch.stack(norms)))
         bad = (~(torch.isfinite(norm) & torch.isfinite(sums["loss"]))).float()
         self._apply(lr, keep, norm, bad)
         return {**sums, "grad_norm": norm, "bad": bad}
@@ -102,7 +112,7 @@ class TorchEngine:
             None if a is None else torch.as_tensor(a, device=self.device) for a in (actions.values, actions.mask)
         )
         with self._autocast():
-            return self.model.loss(obs, Actions(values, mask), tree_to(draws, self.device))
+            return self.loss(obs, Actions(values, mask), tree_to(draws, self.device))
 
     def _apply(self, lr: float, keep: float, norm: Tensor, bad: Tensor) -> None:
         """Clip, update, average; nothing of it when `bad` is 1."""
@@ -144,6 +154,14 @@ class TorchEngine:
         """Whether waiting for a result stalls the device, so that the loop should read seldom."""
         return self.device.type != "cpu"
 
+    def agree(self, flag: bool) -> bool:
+        """Whether any process raises this flag; every process must ask."""
+        return self.devices.any(flag)
+
+    def close(self) -> None:
+        """Leave the other processes; every process must call it."""
+        self.devices.close()
+
     # ---- looking at the model ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -171,34 +189,29 @@ class TorchEngine:
     @contextmanager
     def _averaged(self) -> Iterator[None]:
         """The averaged weights in place of the trained ones, for as long as the block lasts."""
-        self._swap()
         self.model.eval()
         try:
-            yield
+            with exchanged(self.shards, self.ema):
+                yield
         finally:
-            self._swap()
             self.model.train()
-
-    def _swap(self) -> None:
-        for name, average in self.ema.items():
-            p = self.trained[name]
-            p.data, self.ema[name] = average, p.data
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
     def weights(self) -> dict[str, np.ndarray]:
         """What is saved for inference: the average where there is one, else the weights."""
-        return {name: _array(self.ema.get(name, p)) for name, p in self.params.items()}
+        return self._whole({**self.shards, **self.ema})
 
     def state(self) -> dict[str, dict[str, np.ndarray]]:
         """Everything that changes, by torch name: params, ema, optimizer. Views where possible: write them at once."""
-        moments: dict[str, np.ndarray] = {"updates": np.asarray(self.updates_seen(), np.int64)}
-        for name, p in self.trained.items():
-            s = self.optimizer.state[p]
-            moments[f"m/{name}"], moments[f"v/{name}"] = _array(s["exp_avg"]), _array(s["exp_avg_sq"])
-        params = {name: _array(p) for name, p in self.params.items()}
-        ema = {"ema": {name: _array(e) for name, e in self.ema.items()}} if self.ema else {}
-        return {"params": params, **ema, "optimizer": moments}
+        m, v = (
+            self._whole({name: self.optimizer.state[p][key] for name, p in self.trained.items()})
+            for key in ("exp_avg", "exp_avg_sq")
+        )
+        moments = {**{f"m/{k}": a for k, a in m.items()}, **{f"v/{k}": a for k, a in v.items()}}
+        moments["updates"] = np.asarray(self.updates_seen(), np.int64)
+        ema = {"ema": self._whole(self.ema)} if self.ema else {}
+        return {"params": self._whole(self.shards), **ema, "optimizer": moments}
 
     def load_state(self, arrays: Mapping[str, Mapping[str, np.ndarray]], source: str = "the checkpoint") -> None:
         """Take up a state that `state` gave.
@@ -206,16 +219,18 @@ class TorchEngine:
         Raises:
             StoreError: names or shapes are not this model's.
         """
-        self._fill(self.params, arrays["params"], f"{source}: params")
+        self._fill(self.shards, arrays["params"], f"{source}: params")
         if self.ema:
             self._fill(self.ema, arrays.get("ema", {}), f"{source}: ema")
         updates = int(arrays["optimizer"]["updates"])
         moments = {k: v for k, v in arrays["optimizer"].items() if k != "updates"}
-        expected = {f"{m}/{name}": tuple(p.shape) for name, p in self.trained.items() for m in "mv"}
-        check_names(expected, {k: tuple(v.shape) for k, v in moments.items()}, f"{source}: optimizer")
-        for name, p in self.trained.items():
-            m, v = (torch.tensor(moments[f"{kind}/{name}"], device=self.device) for kind in "mv")
-            self._moments(p, m, v, updates)
+        for key in "mv":
+            held = {name: torch.zeros_like(p) for name, p in self.trained.items()}
+            self._fill(held, {k[2:]: a for k, a in moments.items() if k[0] == key}, f"{source}: optimizer {key}")
+            for name, p in self.trained.items():
+                self.optimizer.state[p]["exp_avg" if key == "m" else "exp_avg_sq"] = held[name]
+        for p in self.trained.values():
+            self.optimizer.state[p]["step"].fill_(updates)
 
     def updates_seen(self) -> int:
         """Updates applied so far (steps that were skipped do not count)."""
@@ -225,13 +240,16 @@ class TorchEngine:
         step = torch.tensor(float(updates), device=self.device)
         self.optimizer.state[p] = {"step": step, "exp_avg": m, "exp_avg_sq": v}
 
-    def _fill(self, tensors: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray], source: str) -> None:
-        check_names(
-            {k: tuple(t.shape) for k, t in tensors.items()}, {k: tuple(a.shape) for k, a in arrays.items()}, source
-        )
+    def _whole(self, shards: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        return {n: whole(t.detach(), self.params[n]).detach().cpu().numpy() for n, t in shards.items()}
+
+    def _fill(self, shards: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray], source: str) -> None:
+        expected = {name: tuple(self.params[name].shape) for name in shards}
+        check_names(expected, {k: tuple(a.shape) for k, a in arrays.items()}, source)
         with torch.no_grad():
-            for name, tensor in tensors.items():
-                tensor.copy_(torch.from_numpy(np.asarray(arrays[name], np.float32)))
+            for name, shard in shards.items():
+                full = torch.from_numpy(np.asarray(arrays[name], np.float32))
+                shard.copy_(shard_of(full, self.params[name]))
 
 
 def pick_device(name: str) -> torch.device:
@@ -297,7 +315,3 @@ def compile_layers(model: nn.Module) -> None:
         if isinstance(module, nn.ModuleList) and name.rsplit(".", 1)[-1] in ("layers", "blocks"):
             for layer in module:
                 layer.compile()
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy()
