@@ -67,8 +67,8 @@ class TrainConfig:
         keep_every: checkpoints at multiples of this are kept for good; 0: none.
         listeners: more places for the metrics: `tensorboard`, `trackio`, `wandb`.
         progress: draw a progress bar.
-        distributed: `none`, `ddp` (weights on every device) or `fsdp` (weights cut over the devices). PyTorch: one process
-            per device, start with `torchrun --nproc-per-node N --no-python vla train ...`. JAX: all devices it sees.
+        distributed: `none`, `ddp` (weights on every device) or `fsdp` (weights cut over the devices). PyTorch: one
+            process per device, started with `torchrun --nproc-per-node N --no-python vla train ...`. JAX: all it sees.
     """
 
     steps: int = 30_000

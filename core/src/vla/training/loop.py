@@ -159,9 +159,7 @@ class _Run:
                     step += 1
                     log = step % c.log_every == 0 or step == c.steps
                     save = step % c.save_every == 0 or step == c.steps
-                    # Processes must stop at the same step, so they ask each other; seldom, as it waits for the device.
-                    halt = self.engine.agree(bool(stop)) if self.world == 1 or log or save else False
-                    if log or save or halt or not self.engine.reads_late:
+                    if log or save or stop or not self.engine.reads_late:
                         self._read(pending)
                     if log:
                         now, wait = time.perf_counter(), self.loader.waited
@@ -179,6 +177,10 @@ class _Run:
                         self.progress.advance(step)
                     if self.validator and c.val_every and step % c.val_every == 0 and step < c.steps:
                         self._validate(step)
+                    # Processes must stop at the same step, so they ask each other; seldom, as it waits for the device.
+                    halt = self.engine.agree(bool(stop)) if self.world == 1 or log or save else False
+                    if halt:
+                        self._read(pending)
                     if save or halt:
                         self._save(step)
                     if halt:
