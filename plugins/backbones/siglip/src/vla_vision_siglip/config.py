@@ -45,6 +45,7 @@ def presets() -> dict[str, dict[str, object]]:
         for name, sizes in VARIANTS.items()
         for patch in PATCH_SIZES
     }
-    named["tiny"] = {"width": 96, "depth": 4, "mlp_dim": 256, "num_heads": 4, "patch_size": 8}
+    # Trained from scratch in minutes: fixed positions halve the steps until a small model finds things in a picture.
+    named["tiny"] = {"width": 96, "depth": 4, "mlp_dim": 256, "num_heads": 4, "patch_size": 16, "posemb": "sincos2d"}
     named["small"] = {"width": 256, "depth": 6, "mlp_dim": 1024, "num_heads": 4, "patch_size": 16}
     return named
