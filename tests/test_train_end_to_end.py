@@ -122,6 +122,7 @@ REFUSALS = {
     "state too wide": ({"dims": (11, 5)}, {}, "spec.state_dim"),
     "actions too wide": ({"dims": (6, 9)}, {}, "spec.action_dim"),
     "all episodes held out": ({"episodes": 2}, {"val_episodes": 2}, "val_episodes"),
+    "unknown listener": ({}, {"listeners": ("mlflow",)}, "tensorboard"),
 }
 
 

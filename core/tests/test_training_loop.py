@@ -273,6 +273,11 @@ def test_runs_are_not_mixed(tmp_path, whole):
         run(out, world.config(30, seed=1), resume=True)
     with pytest.raises(TrainingError, match="beyond the last step"):
         run(out, world.config(10), resume=True)
+    with pytest.raises(TrainingError, match="the variant"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            world, "small_variant", lambda: world.build(type="pi0", preset="tiny", set=world.SHAPES, name="x")
+        )
+        run(out, world.config(30), resume=True)
     other = world.World()
     other.digest = lambda: "another"
     with pytest.raises(TrainingError, match="data: 'world' -> 'another'"):
@@ -301,3 +306,20 @@ def test_validation_speaks_the_robots_units(tmp_path):
     assert records[0]["action_error_mean"] == pytest.approx(np.mean(list(records[0]["action_error"].values())))
     assert 1 < records[0]["action_error_mean"] < 100  # tenfold units
     assert json.loads((tmp_path / "run" / "model" / "record.json").read_text())["validation_frames"] == 9
+
+
+def test_listeners_hear_the_numbers(tmp_path, monkeypatch):
+    """A tracker with trackio's interface: losses, rates and validation arrive with their step; nothing else does."""
+    import types
+
+    heard, ended = [], []
+    fake = types.ModuleType("trackio")
+    fake.__spec__ = importlib.util.spec_from_loader("trackio", None)
+    fake.init = lambda project, name, config: heard.append((name, config["steps"]))
+    fake.log = lambda numbers, step: heard.append((step, sorted(numbers)))
+    fake.finish = lambda: ended.append(True)
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    run(tmp_path / "run", world.config(2, val_episodes=1, listeners=("trackio",)))
+    assert heard[0] == ("run", 2) and ended == [True]
+    assert heard[1][0] == 1 and {"train/loss", "train/lr", "train/loss/actions"} <= set(heard[1][1])
+    assert "validation/action_error_mean" in heard[-1][1]

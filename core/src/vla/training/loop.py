@@ -18,11 +18,12 @@ from typing import Any
 
 from attrs import evolve
 
+from vla.compose import variant_from_toml
 from vla.errors import StoreError
 from vla.training import checkpoints
 from vla.training.config import TrainConfig, TrainingError, TrainResult, changes
 from vla.training.loader import Loader, Samples
-from vla.training.metrics import FILE, Jsonl, Listener, Progress, open_listeners
+from vla.training.metrics import FILE, Jsonl, Listener, Progress, check_listeners, open_listeners
 from vla.training.prepare import Prepared, prepare
 from vla.training.schedules import ema_decay, learning_rate
 from vla.training.validation import Validator
@@ -79,6 +80,7 @@ def train(
             expected=f"a multiple of {world * config.accumulate}",
         )
     # Everything that can be refused is refused before the run folder is touched.
+    check_listeners(config.listeners)
     _check_folder(out, resume, overwrite)
     found = checkpoints.load_checkpoint(out, resume_step) if resume else None
     config = config.planned(found.state["config"] if found else None)
@@ -314,7 +316,8 @@ def _check_same_run(found: checkpoints.Checkpoint, config: TrainConfig, prepared
     different = changes(found.state["config"], config.to_dict())
     now = prepared.facts()
     different += [f"{k}: {found.state.get(k)!r} -> {now[k]!r}" for k in now if found.state.get(k) != now[k]]
-    if found.state["variant"] != prepared.variant.to_toml():
+    # Read again, so that a setting that a newer package has added, with its default, is no difference.
+    if variant_from_toml(found.state["variant"], str(found.folder)).to_toml() != prepared.variant.to_toml():
         different.append("the variant")
     if found.step > config.steps:
         raise TrainingError(

@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -95,30 +96,26 @@ class Progress:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def open_listeners(names: tuple[str, ...], out: Path, config: Mapping[str, Any]) -> list[Listener]:
-    """The listeners asked for by name, and the installed hooks (`vla.hooks.vla_training`), if there are any.
+def check_listeners(names: tuple[str, ...]) -> None:
+    """Refuse a listener that cannot be opened, before the run touches anything.
 
     Raises:
         SettingsError: an unknown name, or a package that is not installed.
     """
-    makers: dict[str, Callable[[Path, Mapping[str, Any]], Listener]] = {
-        "tensorboard": _tensorboard,
-        "trackio": _trackio,
-        "wandb": _wandb,
-    }
-    found = []
     for name in names:
-        if name not in makers:
-            raise SettingsError("no such listener", field="train.listeners", got=name, expected=", ".join(makers))
-        try:
-            found.append(makers[name](out, config))
-        except ImportError as error:
+        if name not in LISTENERS:
+            raise SettingsError("no such listener", field="train.listeners", got=name, expected=", ".join(LISTENERS))
+        packages = LISTENERS[name][1]
+        if not any(find_spec(package) for package in packages):
+            fix = f"pip install {packages[0]}"
             raise SettingsError(
-                "this listener needs a package that is not installed",
-                field="train.listeners",
-                got=name,
-                fix=f"pip install {error.name or name}",
-            ) from error
+                "this listener needs a package that is not installed", field="train.listeners", got=name, fix=fix
+            )
+
+
+def open_listeners(names: tuple[str, ...], out: Path, config: Mapping[str, Any]) -> list[Listener]:
+    """The listeners asked for by name, and the installed hooks (`vla.hooks.vla_training`), if there are any."""
+    found: list[Listener] = [LISTENERS[name][0](out, config) for name in names]
     if registry.listed(registry.HOOKS):
         found.append(_to_hooks)
     return found
@@ -140,9 +137,9 @@ def read_metrics(out: str | Path, event: str = "step") -> list[dict[str, Any]]:
 
 
 def _tensorboard(out: Path, config: Mapping[str, Any]) -> Listener:
-    try:
+    if find_spec("tensorboard"):
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+    else:
         from tensorboardX import SummaryWriter
     writer = SummaryWriter(str(out / "tensorboard"))
 
@@ -179,6 +176,14 @@ def _log_to(module: Any) -> Listener:
             module.finish()
 
     return listen
+
+
+# name -> (opens it, packages of which one must be there)
+LISTENERS: dict[str, tuple[Callable[[Path, Mapping[str, Any]], Listener], tuple[str, ...]]] = {
+    "tensorboard": (_tensorboard, ("tensorboard", "tensorboardX")),
+    "trackio": (_trackio, ("trackio",)),
+    "wandb": (_wandb, ("wandb",)),
+}
 
 
 def _numbers(event: str, record: Mapping[str, Any]) -> dict[str, float]:
