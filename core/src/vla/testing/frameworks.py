@@ -23,7 +23,7 @@ from vla.params import JAX, shapes, table
 Weights = Mapping[str, np.ndarray]
 NEEDS = {"torch": ("torch",), "jax": ("jax", "flax")}
 # XLA spends most of a tiny model's time on optimising it.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def installed(framework: str) -> bool:
