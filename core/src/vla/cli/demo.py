@@ -13,8 +13,8 @@ from typing import Any
 from vla.cli import console
 
 # Demonstrations, training steps at least and at most, minutes of training, episodes per evaluation.
-FULL = {"demonstrations": 400, "steps": (200, 3000), "minutes": 6.5, "episodes": 50}
-QUICK = {"demonstrations": 40, "steps": (30, 60), "minutes": 0.4, "episodes": 6}
+FULL = {"demonstrations": 1000, "steps": (200, 3000), "minutes": 6.5, "episodes": 50}
+QUICK = {"demonstrations": 40, "steps": (20, 20), "minutes": 0.0, "episodes": 6}
 EXECUTE = 4  # steps executed of each chunk
 NOISE = 0.3  # on executed actions in half of the demonstrations, so that they show how to recover
 HELD_OUT_SEED = 1  # of demonstrations that training does not see
@@ -27,13 +27,16 @@ def demo(quick: bool = False, out: Path = Path("runs/demo"), minutes: float = 0.
     Args:
         quick: a minute in all: too little to learn, enough to see that everything works.
         out: the folder for everything that is made; an earlier demo in it is replaced.
-        minutes: of training; 0: 6.5, or with --quick 0.4.
+        minutes: of training; 0: 6.5, or with --quick 20 steps however long they take.
         seed: everything random follows from it.
     """
-    plan: dict[str, Any] = {**(QUICK if quick else FULL), **({"minutes": minutes} if minutes else {})}
+    plan: dict[str, Any] = dict(QUICK if quick else FULL)
+    if minutes:
+        plan |= {"minutes": minutes, "steps": FULL["steps"]}
     began = time.perf_counter()
     page = run(Path(out), plan, seed)
-    console.note(f"\ndone in {(time.perf_counter() - began) / 60:.1f} minutes. Open this in a browser:\n  {page.resolve()}")
+    took = (time.perf_counter() - began) / 60
+    console.note(f"\ndone in {took:.1f} minutes. Open this in a browser:\n  {page.resolve()}")
     return 0
 
 
@@ -104,15 +107,18 @@ def _affordable(variant: Any, data: Any, scratch: Path, plan: dict[str, Any], se
 
     import vla
 
+    low, high = plan["steps"]
+    if low == high:
+        return low
     speeds: list[float] = []
     vla.train(
         variant, data, out=scratch, config=config(CALIBRATION, seed), overwrite=True,
         listeners=[lambda event, record: speeds.append(record["samples_per_s"]) if event == "step" else None],
     )  # fmt: skip
     shutil.rmtree(scratch)
-    low, high = plan["steps"]
     steps = int(max(low, min(high, plan["minutes"] * 60 * speeds[-1] / 32)))
-    console.note(f"{speeds[-1]:.0f} samples/s here, so {steps} steps of 32 in about {steps * 32 / speeds[-1] / 60:.1f} minutes")
+    minutes = steps * 32 / speeds[-1] / 60
+    console.note(f"{speeds[-1]:.0f} samples/s on this machine: {steps} steps of 32, about {minutes:.1f} minutes")
     return steps
 
 

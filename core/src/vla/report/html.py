@@ -31,7 +31,8 @@ th { color: var(--soft); font-weight: 600; font-size: .875rem; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem; overflow-x: auto;
   font: 13px/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 code { font: .9em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-.paper { background: #fff; border-radius: 6px; padding: .5rem; display: inline-block; }
+.paper { background: #fff; border-radius: 6px; padding: .5rem; width: min(100%, 30rem); }
+.paper svg { display: block; width: 100%; }
 .tiles { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.4rem 0 .5rem; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .7rem 1rem; }
 .tile b { display: block; font-size: 1.5rem; line-height: 1.2; } .tile span { color: var(--soft); font-size: .85rem; }

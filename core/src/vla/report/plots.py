@@ -23,6 +23,7 @@ def line_plot(
     zero: bool = False,
     dots: Sequence[str] = (),
     title: str = "",
+    span: float = 0.0,
 ) -> str:
     """Lines by name.
 
@@ -33,6 +34,7 @@ def line_plot(
         zero: let y start at 0.
         dots: names drawn as dots instead of a line.
         title: above the plot.
+        span: least range of y, so that noise around a constant looks like a constant.
     """
     clean = {
         name: [(a, b) for a, b in points if math.isfinite(a) and math.isfinite(b) and (b > 0 or not log)]
@@ -44,7 +46,7 @@ def line_plot(
     left, right, top, bottom = 58, 12, 30 if title else 12, 64 if len(clean) > 1 else 44
     x_low, x_high = _range([p[0] for p in every])
     ys = [math.log10(p[1]) if log else p[1] for p in every]
-    y_low, y_high = _range(ys + ([0.0] if zero and not log else []))
+    y_low, y_high = _range(ys + ([0.0] if zero and not log else []), span)
     y_ticks = _log_ticks(y_low, y_high) if log else ticks(y_low, y_high)
     if not log:
         y_low, y_high = min(y_low, y_ticks[0]), max(y_high, y_ticks[-1])
@@ -58,7 +60,7 @@ def line_plot(
 
     out = [_open(width, height, title or y)]
     if title:
-        out.append(f'<text x="{left}" y="18" font-weight="600">{escape(title)}</text>')
+        out.append(_text(left, 18, title, "start", weight=600))
     for tick in y_ticks:
         at = py(10**tick if log else tick)
         out.append(f'<line x1="{left}" x2="{width - right}" y1="{at:.1f}" y2="{at:.1f}" opacity=".15"/>')
@@ -141,8 +143,11 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return inside if len(inside) > 1 else [low, high]
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
+def _range(values: Sequence[float], span: float = 0.0) -> tuple[float, float]:
     low, high = min(values), max(values)
+    if high - low < span:
+        middle = (low + high) / 2
+        return middle - span / 2, middle + span / 2
     if high - low < 1e-12:
         pad = abs(low) * 0.1 or 1.0
         return low - pad, high + pad
@@ -155,8 +160,8 @@ def _number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _text(x: float, y: float, content: str, anchor: str, opacity: str = "1") -> str:
-    where = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" opacity="{opacity}"'
+def _text(x: float, y: float, content: str, anchor: str, opacity: str = "1", weight: int = 400) -> str:
+    where = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" opacity="{opacity}" font-weight="{weight}"'
     return f'<text {where} fill="currentColor" stroke="none">{escape(content)}</text>'
 
 

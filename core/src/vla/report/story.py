@@ -89,9 +89,10 @@ def story_page(story: Story, chunks: dict[str, Any]) -> str:
 def _acts(story: Story, first: Evaluation, other: Evaluation) -> str:
     words = html.text(
         "The policy sees two cameras, eight numbers about its arm and one sentence. Scenes and instructions of these "
-        f"episodes occur in no demonstration. It executes {first.execute} steps of each predicted chunk and looks again.",
-        f"Told the truth it succeeds in {first}. With the name of another block that is on the table, and success still "
-        f"judged by the first, in {other}: it does what it is told, and not what the scene suggests.",
+        "episodes occur in no demonstration. It executes "
+        f"{first.execute} steps of each predicted chunk and looks again.",
+        f"With the instruction that decides success it succeeds in {first}. Told the name of another block that is on "
+        f"the table, with success still judged by the first instruction, it succeeds in {other}.",
     )
     return (video_body(story.clips) if story.clips else "") + words
 
@@ -179,13 +180,11 @@ def compare_chunks(story: Story) -> dict[str, Any]:
         through = _through_tokens(policy, rows[i])
         plots = []
         for d, name in enumerate(names):
-            series = {
-                "policy": list(enumerate(predicted[i, :, d])),
-                "recorded": list(enumerate(recorded[i, :, d])),
-            }
+            series = {"policy": list(enumerate(predicted[i, :, d]))}
             if through is not None:
                 series["FAST"] = list(enumerate(through[:, d]))
-            plots.append(line_plot(series, title=name, width=250, height=190, dots=["recorded"]))
+            series["recorded"] = list(enumerate(recorded[i, :, d]))
+            plots.append(line_plot(series, title=name, width=250, height=190, dots=["recorded"], span=0.4))
         body += f"<p><b>{escape(str(rows[i]['prompt']))}</b></p>" + small_multiples(plots, columns=4)
     table = [(name, f"{e:.3f}") for name, e in zip(names, error, strict=True)]
     body += html.table(("action", "mean absolute error of the policy"), table)

@@ -8,18 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 from vla.contracts import DecodeGrammar, Observation
 from vla.errors import SettingsError
 from vla.store import check_names, read_header, read_weights
-from vla.torch_kit.model import VLA, build_model, observation_to
+from vla.torch_kit.model import VLA, build_model, load_weights, observation_to, weights_of
 
 
 class Runner:
     """A model on a device."""
 
-    def __init__(self, model: VLA, device: torch.device, precision: str = "float32"):
-        self.model, self.device, self.precision = model.to(device).eval(), device, precision
+    def __init__(self, model: VLA, variant: Any, device: torch.device, precision: str = "float32"):
+        self.model, self.variant = model.to(device).eval(), variant
+        self.device, self.precision = device, precision
 
     def sample(
         self,
@@ -47,7 +49,7 @@ class Runner:
 
     def weights(self) -> dict[str, np.ndarray]:
         """Torch name -> float32 array."""
-        return {name: p.detach().float().cpu().numpy() for name, p in self.model.named_parameters()}
+        return weights_of(self.model, self.variant)
 
 
 def load(
@@ -65,18 +67,24 @@ def load(
     if weights is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Runner(build_model(variant).float(), where, precision)
+            return Runner(build_model(variant).float(), variant, where, precision)
     with torch.device("meta"):
         model = build_model(variant)
     expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
     check_names(expected, {name: shape for name, (_, shape) in read_header(weights).items()}, weights)
-    arrays = read_weights(weights)
-    for name, parameter in list(model.named_parameters()):
-        module, _, leaf = name.rpartition(".")
-        value = torch.from_numpy(np.asarray(arrays[name], np.float32))
-        owner = model.get_submodule(module)
-        owner._parameters[leaf] = torch.nn.Parameter(value, requires_grad=parameter.requires_grad)
-    return Runner(model, where, precision)
+    with _Undrawn():
+        model = build_model(variant).float()
+    load_weights(model, variant, read_weights(weights))
+    return Runner(model, variant, where, precision)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Random initialisation does nothing in this block: the weights are overwritten, and drawing takes long."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.Tensor.normal_, torch.Tensor.uniform_):
+            return args[0]
+        return function(*args, **(kwargs or {}))
 
 
 def pick_device(name: str | None) -> torch.device:
