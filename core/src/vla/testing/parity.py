@@ -61,6 +61,7 @@ def run(
     *,
     grammar: DecodeGrammar | None = None,
     dtype: str | None = None,
+    parts: bool = True,
     sampling: bool = True,
 ) -> Run:
     """One framework on a batch of host arrays.
@@ -72,9 +73,10 @@ def run(
         batch: observation, actions, training draws, sampling noise.
         grammar: for token heads.
         dtype: of matrix products, e.g. "bfloat16"; None: float32 everywhere.
+        parts: also look at the output of every part.
         sampling: also sample, from the observation without its targets.
     """
-    return {"torch": _run_torch, "jax": _run_jax}[framework](variant, weights, batch, grammar, dtype, sampling)
+    return {"torch": _run_torch, "jax": _run_jax}[framework](variant, weights, batch, grammar, dtype, parts, sampling)
 
 
 def compare(
@@ -149,7 +151,13 @@ def stages(kit: Any, model: Any, obs: Observation, actions: Actions, draws: Any)
 
 
 def _run_torch(
-    variant: Any, weights: Weights, batch: Batch, grammar: DecodeGrammar | None, dtype: str | None, sampling: bool
+    variant: Any,
+    weights: Weights,
+    batch: Batch,
+    grammar: DecodeGrammar | None,
+    dtype: str | None,
+    parts: bool,
+    sampling: bool,
 ) -> Run:
     import torch
 
@@ -163,7 +171,7 @@ def _run_torch(
     low = torch.autocast("cpu", getattr(torch, dtype or "bfloat16"), enabled=dtype is not None)
     with low:
         with torch.no_grad():
-            parts = stages(kit, model, on_device, chunk, kit.tree_to(draws, "cpu"))
+            seen = stages(kit, model, on_device, chunk, kit.tree_to(draws, "cpu")) if parts else {}
         losses = model.loss(on_device, chunk, kit.tree_to(draws, "cpu"))
     model.total(losses).backward()
     gradients = {
@@ -179,11 +187,17 @@ def _run_torch(
     def host(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
         return {k: (v.float() if v.is_floating_point() else v).detach().numpy() for k, v in tree.items()}
 
-    return Run("torch", host(parts), host(losses), gradients, host(sampled))
+    return Run("torch", host(seen), host(losses), gradients, host(sampled))
 
 
 def _run_jax(
-    variant: Any, weights: Weights, batch: Batch, grammar: DecodeGrammar | None, dtype: str | None, sampling: bool
+    variant: Any,
+    weights: Weights,
+    batch: Batch,
+    grammar: DecodeGrammar | None,
+    dtype: str | None,
+    parts: bool,
+    sampling: bool,
 ) -> Run:
     import jax
 
@@ -193,22 +207,22 @@ def _run_jax(
     model = kit.abstract_model(variant)
     kit.load_weights(model, variant, weights)
     graph, params = kit.split(model)
+    order: list[str] = []  # JAX sorts the keys of a dict
 
     def total(params: Any, obs: Any, actions: Any, draws: Any) -> tuple[Any, Any]:
         model = kit.merge(graph, params)
         with autocast(dtype):
-            parts, losses = stages(kit, model, obs, actions, draws), model.loss(obs, actions, draws)
-        order.extend(parts)
-        return model.total(losses), (tuple(parts.values()), losses)
+            seen = stages(kit, model, obs, actions, draws) if parts else {}
+            losses = model.loss(obs, actions, draws)
+        order[:] = seen
+        return model.total(losses), (tuple(seen.values()), losses)
 
-    order: list[str] = []  # JAX sorts the keys of a dict
     with jax.default_matmul_precision("highest"):
-        found, gradients = jax.jit(jax.grad(total, has_aux=True))(params, obs, actions, draws)[::-1]
-        parts, losses = found
+        gradients, (seen, losses) = jax.jit(jax.grad(total, has_aux=True))(params, obs, actions, draws)
         sampled = model.sample(prompt_only(obs), noise, grammar=grammar, dtype=dtype) if sampling else {}
 
     def host(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        return {k: np.asarray(v, np.float32 if v.dtype.kind not in "iu" else v.dtype) for k, v in tree.items()}
+        return {k: np.asarray(v, v.dtype if v.dtype.kind in "iu" else np.float32) for k, v in tree.items()}
 
-    named = dict(zip(order[: len(parts)], parts, strict=True))
+    named = dict(zip(order, seen, strict=True))
     return Run("jax", host(named), host(losses), kit.weights_of(gradients, variant), host(sampled))
