@@ -39,7 +39,7 @@ from vla.compose import Variant, load_object
 from vla.contracts import Actions, DecodeGrammar, Observation, Spec
 from vla.jax_kit.ops import autocast
 from vla.layout import BACKBONE, Layout, Span, attention_mask, clip, positions
-from vla.params import from_jax, to_jax
+from vla.params import Row, table, to_other, to_torch
 
 
 @frozen
@@ -320,22 +320,32 @@ def load_weights(model: VLA, variant: Variant, weights: Mapping[str, Any]) -> No
     Raises:
         StoreError: a name is missing or unknown, or a shape is wrong; all of them are listed.
     """
-    found = to_jax(variant, weights)
-    state = nnx.state(model)
-    flat = [
-        (path, leaf.replace(jnp.asarray(found["/".join(map(str, path))], jnp.float32))) for path, leaf in _leaves(state)
-    ]
-    nnx.update(model, nnx.from_flat_state(flat))
+    fill(model, table(variant), weights)
 
 
 def weights_of(model_or_params: Any, variant: Variant) -> dict[str, np.ndarray]:
     """Torch name -> array, of a model or of any tree like its parameters (gradients, averages, moments)."""
-    state = nnx.state(model_or_params) if isinstance(model_or_params, nnx.Module) else model_or_params
-    return from_jax(variant, {"/".join(map(str, path)): np.asarray(leaf.get_value()) for path, leaf in _leaves(state)})
+    return named(model_or_params, table(variant))
 
 
-def _leaves(state: Any) -> Any:
-    return nnx.to_flat_state(state)
+def fill(module: nnx.Module, rows: Sequence[Row], weights: Mapping[str, Any]) -> None:
+    """`load_weights` for any module with a name table."""
+    found = to_other(rows, weights)
+    flat = [
+        (path, leaf.replace(jnp.asarray(found[key], jnp.float32))) for key, path, leaf in _leaves(nnx.state(module))
+    ]
+    nnx.update(module, nnx.from_flat_state(flat))
+
+
+def named(module_or_params: Any, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """`weights_of` for any module with a name table."""
+    state = nnx.state(module_or_params) if isinstance(module_or_params, nnx.Module) else module_or_params
+    return to_torch(rows, {key: np.asarray(leaf.get_value()) for key, _, leaf in _leaves(state)})
+
+
+def _leaves(state: Any) -> list[tuple[str, Any, Any]]:
+    """Every parameter: its path joined by "/", its path, the variable."""
+    return [("/".join(map(str, path)), path, leaf) for path, leaf in nnx.to_flat_state(state)]
 
 
 @partial(jax.jit, static_argnames=("graph", "num_steps", "temperature", "dtype"))
