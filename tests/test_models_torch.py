@@ -135,6 +135,8 @@ def test_shared_prefix_draws_equal_repeated_observations(name):
     setting = "head.actions.draws=3" if name == "pi05_ki" else "head.draws=3"
     _, model, (obs, actions, draws, _) = make(name, set=(setting,))
     together = losses(model, obs, actions, draws)
+    with torch.no_grad():  # as validation runs it
+        torch.testing.assert_close(losses(model, obs, actions, draws)["actions"], together["actions"], rtol=1e-5, atol=1e-6)
     together["actions"].mean().backward()
     grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()

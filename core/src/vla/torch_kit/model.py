@@ -108,6 +108,7 @@ class VLA(nn.Module):
             {},
         )
         mask, where = self.look(repeated, entry.tokens)
+        repeated = self.room(repeated, mask.shape[1])
         reads = self.layout.reads([t.span for t in (*prefix, *entry.tokens)])
         outs, _ = self.backbone.llm(
             _streams(entry.tokens),
