@@ -1,0 +1,103 @@
+"""Diffusion over action chunks in PyTorch. `jax_impl.py` mirrors this file.
+
+Axes: B batch, H horizon, A action dims, W width of the action expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from vla_head_diffusion.config import Settings, ddim_steps, kept
+
+from vla.contracts import Actions, Observation, Spec
+from vla.torch_kit.model import Entry, Tokens
+from vla.torch_kit.ops import time_embedding
+
+
+class DiffusionHead(nn.Module):
+    """Projections into and out of the action expert, and the embedding of the step."""
+
+    def __init__(self, settings: Settings, spec: Spec, backbone: Mapping[str, Any], inner: Mapping[str, Any]):
+        super().__init__()
+        s = self.settings = settings
+        self.spec = spec
+        self.noisy_proj = nn.Linear(spec.action_dim, s.width)
+        self.noise_proj = nn.Linear(s.width, spec.action_dim)
+        self.step_mlp_in = nn.Linear(s.width, s.width)
+        self.step_mlp_out = nn.Linear(s.width, s.width)
+
+    def weights(self) -> dict[str, float]:
+        """Loss name -> weight."""
+        return {"actions": 1.0}
+
+    def enter(self, obs: Observation, actions: Actions, draws: Mapping[str, Tensor]) -> Entry:
+        """Actions with noise as tokens. draws: noise [B H A], step [B]."""
+        noise, step = draws["noise"], draws["step"].long()
+        values, mask = actions.values, actions.mask
+        if mask is not None:
+            values = torch.where(mask, values, 0)
+        left = torch.tensor(kept(self.settings.train_steps), device=noise.device)[step][:, None, None]
+        x = left.sqrt() * values + (1 - left).sqrt() * noise
+        # No real step looks at a padded one.
+        valid = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else mask.any(-1)
+        return Entry(
+            tokens=self.tokens(x, valid),
+            cond={"action": self.condition(step)},
+            outputs=("action",),
+            notes={"noise": noise, "mask": mask},
+        )
+
+    def losses(self, model: Any, hidden: Mapping[str, Tensor], entry: Entry) -> dict[str, Tensor]:
+        """{"actions": [B]}: the squared error of the noise over real steps and dims."""
+        error = (self.noise_proj(hidden["action"]).float() - entry.notes["noise"]).square()  # [B H A]
+        mask = entry.notes["mask"]
+        if mask is None:
+            return {"actions": error.mean((1, 2))}
+        real = mask.to(error.dtype)
+        return {"actions": (error * real).sum((1, 2)) / real.sum((1, 2)).clamp(min=1)}
+
+    def tokens(self, x: Tensor, valid: Tensor) -> tuple[Tokens, ...]:
+        """Noisy actions [B H A] as tokens of the action expert."""
+        return (Tokens(("action",), "action", self.noisy_proj(x), valid),)
+
+    def condition(self, step: Tensor) -> Tensor:
+        """The condition [B W] of the expert's norms from the step [B]."""
+        t = time_embedding(step.float() / self.settings.train_steps, self.settings.width, 4e-3, 4.0)
+        return F.silu(self.step_mlp_out(F.silu(self.step_mlp_in(t))))
+
+    def sample(
+        self,
+        model: Any,
+        obs: Observation,
+        noise: Tensor,
+        *,
+        num_steps: int | None = None,
+        grammar: object = None,
+        temperature: float = 0.0,
+        real_dims: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """DDIM from noise [B H A] over the cached prefix: {"actions": [B H A]} float32, normalised.
+
+        The noise in padded dims is known, so they go where training left them: to 0.
+        """
+        s = self.settings
+        plan = ddim_steps(s.train_steps, num_steps or s.num_steps)
+        valid = torch.ones_like(noise[..., 0], dtype=torch.bool)
+        cache = model.prefill(model.embed(obs))
+        look = model.look(cache, self.tokens(noise, valid))
+        cache = model.room(cache, look[0].shape[1])
+        llm = model.backbone.llm
+        styles = llm.styles("action", self.condition(torch.tensor([k for k, _, _ in plan], device=noise.device)))
+        x = noise
+        for i, (_, here, there) in enumerate(plan):
+            now = {"action": llm.style_at(styles, i)}
+            hidden = model.extend(cache, self.tokens(x, valid), look, now)
+            e = self.noise_proj(hidden["action"]).float()
+            e = e if real_dims is None else torch.where(real_dims, e, noise)
+            clean = ((x - (1 - here) ** 0.5 * e) / here**0.5).clamp(-s.clip, s.clip)
+            x = there**0.5 * clean + (1 - there) ** 0.5 * e
+        return {"actions": x}
