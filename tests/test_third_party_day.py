@@ -1,0 +1,291 @@
+"""A third party's day: a package made with `vla new`, outside the repository, works everywhere, and core knows nothing of it.
+
+"A fresh environment" is a folder made by `pip install --target` that is put on PYTHONPATH of subprocesses: the package is
+built and installed by pip as for anybody else, and the frameworks are not installed a second time.
+"""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from vla.cli import main
+from vla.cli.new import KINDS, problem_of, write
+from vla.errors import SettingsError, StoreError
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = [ROOT / "examples" / "third_party" / name for name in ("l1", "diffusion")]
+
+TRAIN = """
+import sys
+import numpy as np
+import vla
+from vla.training.config import TrainConfig
+from vla_dataset_day_data.dataset import write_episode
+
+framework, folder = sys.argv[1:]
+rng = np.random.default_rng(0)
+for number in range(3):
+    state, action = (rng.standard_normal((9, dim)).astype(np.float32) for dim in (4, 3))
+    images = {"front": rng.integers(0, 256, (9, 16, 16, 3), dtype=np.uint8)}
+    write_episode(folder, number, state, action, "push the block", images)
+
+variant = vla.build(head="day", preset="tiny", set={
+    "spec.cameras": ["front"], "spec.image_size": [16, 16], "spec.action_horizon": 4, "spec.max_token_len": 80,
+    "backbone.llm.depth": 1, "backbone.vision.depth": 1,
+})
+config = TrainConfig(steps=3, batch_size=2, framework=framework, progress=False, log_every=1, lr=1e-3)
+run = vla.train(variant, f"day-data:{folder}", out=f"{folder}/{framework}", config=config)
+policy = vla.open(run.model, framework=framework)
+seen = {"images": {"front": images["front"][0]}, "state": state[0], "prompt": "push the block"}
+chunk = policy.infer(seen)["actions"]
+assert chunk.shape == (4, 3) and np.isfinite(chunk).all(), chunk
+print("trained", framework, run.step)
+"""
+
+
+def python(*words, path=(), timeout=300, cwd=None):
+    """Run Python in a subprocess with these folders on its path."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, env=env, timeout=timeout, cwd=cwd
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def install(target, *packages):
+    """Build and install packages as anybody's pip would; what they depend on is here already."""
+    words = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
+    code, text = python(*words, "--target", target, *packages)
+    assert code == 0, text
+
+
+def kit(place, tests, *options):
+    """Run conformance tests with `place` on the path, away from this repository's settings."""
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-c", os.devnull]
+    return python(*words, "--rootdir", place, *options, *tests, path=[place], cwd=place)
+
+
+def core_status():
+    """What git says about core; None outside a clone."""
+    done = subprocess.run(["git", "status", "--porcelain", "core"], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout if done.returncode == 0 else None
+
+
+@pytest.fixture(scope="module")
+def day(tmp_path_factory):
+    """A head and a dataset format, written by `vla new`, installed."""
+    folder = tmp_path_factory.mktemp("day")
+    before = core_status()
+    assert main(["new", "head", "day", "--dir", str(folder)]) == 0
+    assert main(["new", "dataset", "day-data", "--dir", str(folder)]) == 0
+    packages = [folder / "vla-head-day", folder / "vla-dataset-day-data"]
+    install(folder / "site", *packages)
+    assert core_status() == before, "a new package changed core"
+    return folder
+
+
+def test_the_new_head_is_listed_and_fits(day):
+    code, text = python("-m", "vla.cli", "list", "head", path=[day / "site"])
+    assert code == 0 and re.search(r"day +ok +vla-head-day 0\.1\.0 +torch jax", text), text
+    code, text = python("-m", "vla.cli", "build", "--head", "day", "--preset", "tiny", path=[day / "site"])
+    assert code == 0 and 'from = "vla-head-day 0.1.0"' in text and "runs in: torch, jax" in text, text
+
+
+def test_a_misfit_of_the_new_head_shows_its_own_reason(day):
+    words = ["-m", "vla.cli", "build", "--head", "day", "--preset", "tiny", "--set", "tokenizer.prompt=pi0"]
+    code, text = python(*words, path=[day / "site"])
+    assert code == 2 and "it has no other way to see the robot's state than the prompt" in text, text
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_the_new_head_trains_and_acts(day, tmp_path, framework):
+    pytest.importorskip(framework)
+    before = core_status()
+    (tmp_path / "train.py").write_text(TRAIN)
+    code, text = python(tmp_path / "train.py", framework, tmp_path, path=[day / "site"], cwd=tmp_path)
+    assert code == 0 and f"trained {framework} 3" in text, text
+    assert core_status() == before, "training a third party's head changed core"
+
+
+def test_the_new_head_passes_the_kit(day):
+    code, text = kit(day / "site", [day / "vla-head-day" / "tests"])
+    assert code == 0 and int(re.search(r"(\d+) passed", text)[1]) >= 60, text
+
+
+def test_the_kit_needs_no_file(day):
+    code, text = python("-m", "vla.cli", "check", "head", "day", "--only", "settings or need", path=[day / "site"])
+    assert code == 0 and " passed" in text, text
+    code, text = python("-m", "vla.cli", "check", "head", "day", "--only", "no_such_check", path=[day / "site"])
+    assert code == 2 and "no check has such a name" in text, text
+
+
+def test_another_contract_is_refused_with_both_numbers(day, tmp_path):
+    package = write("head", "tomorrow", tmp_path)
+    init = package / "src" / "vla_head_tomorrow" / "__init__.py"
+    init.write_text(init.read_text().replace("contract=1", "contract=7"))
+    install(tmp_path / "site", package)
+    code, text = python("-m", "vla.cli", "build", "--head", "tomorrow", path=[tmp_path / "site"])
+    assert code == 2 and "speaks head contract 7, this vla-core speaks 1: upgrade vla-core" in text, text
+
+
+# ---- the kit finds what is wrong ------------------------------------------------------------------------------------
+
+# name -> (file, what stands there, what a careless author writes, the check that must fail)
+BREAKAGES = {
+    "heavy": ("config.py", "from attrs import", "import numpy\nfrom attrs import", "test_importing_it_is_light"),
+    "reasonless": (
+        "__init__.py", '"it has no other way to see the robot\'s state than the prompt"', '""', "test_every_need_has_a_reason",
+    ),
+    "vacuous": ("__init__.py", 'has("tokenizer", "emits", "state"', 'has("tokenizer", "emits", "text"', "test_every_need_can_fail"),
+    "untyped": ("config.py", "hidden: int = field(default=1024", "hidden: object = field(default=1024", "test_settings_survive_a_file"),
+    "unpadded": ("torch_impl.py", "real = mask.to(error.dtype)", "real = torch.ones_like(error)", "test_padded_steps_and_dims"),
+    "scalar": ("torch_impl.py", ".sum((1, 2)) / real.sum((1, 2)).clamp(min=1)", ".mean()", "test_losses_are_finite_and_one_per_row"),
+    "mixed": ("torch_impl.py", "- values  # [B H A]", "- values + obs_mean(hidden)", "test_rows_of_a_batch_do_not_meet"),
+    "random": ("torch_impl.py", 'chunk = self.actions(hidden["query"])', 'chunk = self.actions(hidden["query"]) + torch.rand(1)', "test_sample_is_a_function_of_its_noise"),
+    "looking": ("torch_impl.py", 'error = self.actions(hidden["query"])', 'assert float(hidden["query"].sum()) < 1e9\n        error = self.actions(hidden["query"])', "test_compiles_once"),
+    "unnamed": ("params.py", '    Row("fc2.bias", "fc2/bias", "a"),\n', "", "test_name_table_covers_every_weight"),
+    "dead": ("torch_impl.py", "self.fc2(F.silu(self.fc1(hidden)))", "self.fc2(F.silu(self.fc1(hidden)).detach())", "test_every_weight_of_it_learns"),
+    "cut": ("torch_impl.py", "x = self.queries.expand", "x = self.queries.detach().expand", "test_every_weight_of_it_learns"),
+    "shape": ("torch_impl.py", "chunk if real_dims is None", "chunk[:, 1:] if real_dims is not None", "test_sample_gives_what_it_offers"),
+    "misnamed": ("__init__.py", '"losses": {"actions": "query"}', '"losses": {"action": "query"}', "test_losses_are_those_it_offers"),
+    "greedy": ("config.py", "image   backbone  image prompt", "image   backbone  image prompt query", "test_images_and_prompt_do_not_look_ahead"),
+}  # fmt: skip
+
+
+def test_the_kit_finds_what_is_wrong(tmp_path):
+    """Fifteen careless heads: in each, the check that is there for it fails. (PyTorch; the checks are the same in JAX.)"""
+    packages = []
+    for name, (file, old, new, _) in BREAKAGES.items():
+        package = write("head", f"broken-{name}", tmp_path)
+        path = package / "src" / f"vla_head_broken_{name}" / file
+        text = path.read_text()
+        assert old in text, f"the template has changed: {old!r}"
+        text = text.replace(old, new)
+        if "obs_mean" in new:
+            text += "\n\ndef obs_mean(hidden: Any) -> Tensor:\n    return hidden['query'].mean()\n"
+        path.write_text(text)
+        packages.append(package)
+    install(tmp_path / "site", *packages)
+    tests = [package / "tests" / "test_conformance.py" for package in packages]
+    code, text = kit(tmp_path / "site", tests, "-k", "not jax and not both", "-rf", "--tb=no")
+    assert code == 1, text
+    for name, (*_, check) in BREAKAGES.items():
+        failed = re.findall(rf"FAILED \S*::TestBroken{name.capitalize()}::(test_\w+)", text)
+        assert any(found.startswith(check) for found in failed), f"{name}: {check} should fail; failed: {failed}\n{text}"
+
+
+# ---- templates ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_template_is_a_whole_package(kind, tmp_path):
+    package = write(kind, "my-thing", tmp_path, author="A. Person")
+    table = tomllib.loads((package / "pyproject.toml").read_text())
+    (points,) = table["project"]["entry-points"].values()
+    assert points == {"my-thing": f"vla_{kind}_my_thing:PART"}
+    assert table["project"]["authors"] == [{"name": "A. Person"}]
+    for path in ("README.md", ".gitignore", ".github/workflows/test.yml", "tests/test_conformance.py"):
+        assert (package / path).is_file()
+    for path in package.rglob("*"):
+        if path.is_file():
+            text = path.read_text()
+            assert "%%" not in text and path.suffix != ".tmpl", f"{path}: a placeholder is left"
+            if path.suffix == ".py":
+                ast.parse(text)
+    if kind not in ("dataset", "backbone"):
+        code = [line for line in (package / "tests/test_conformance.py").read_text().splitlines() if line.strip()]
+        assert len(code) == 3, "a third party's test file is three lines"
+
+
+@pytest.mark.slow
+def test_every_template_passes_its_kit(tmp_path):
+    packages = [write(kind, f"fresh-{kind}", tmp_path) for kind in KINDS]
+    install(tmp_path / "site", *packages)
+    code, text = kit(tmp_path / "site", [package / "tests" for package in packages])
+    assert code == 0, text
+
+
+@pytest.mark.parametrize(
+    "name", ["", "My-Head", "9lives", "a b", "a--b", "-a", "a/b", "../a", "class", "vla-head-x", "head", "x" * 41, "naïve"]
+)
+def test_bad_names_are_explained(name, tmp_path):
+    assert problem_of("head", name)
+    with pytest.raises(SettingsError, match="this name will not do"):
+        write("head", name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_taken_names_and_folders_are_refused(tmp_path, capsys):
+    with pytest.raises(SettingsError, match="published by vla-head-flow"):
+        write("head", "flow", tmp_path)
+    package = write("head", "mine", tmp_path)
+    (package / "notes.txt").write_text("work of a day")
+    with pytest.raises(StoreError, match="already there"):
+        write("head", "mine", tmp_path)
+    assert (package / "notes.txt").read_text() == "work of a day"
+    assert main(["new", "robot", "mine", "--dir", str(tmp_path)]) == 2
+    assert "head, tokenizer, vision" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["vla-head-mine"], "nothing half-written is left"
+
+
+# ---- two real third-party heads -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guests(tmp_path_factory):
+    """The packages of examples/third_party, installed as a guest would install them."""
+    place = tmp_path_factory.mktemp("guests")
+    copies = []
+    for package in EXAMPLES:  # built from a copy, so that the repository stays clean
+        copy = place / "src" / package.name
+        for file in package.rglob("*"):
+            if file.is_file() and "__pycache__" not in file.parts:
+                (copy / file.relative_to(package)).parent.mkdir(parents=True, exist_ok=True)
+                (copy / file.relative_to(package)).write_bytes(file.read_bytes())
+        copies.append(copy)
+    install(place / "site", *copies)
+    return place
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
+def test_guests_live_by_the_public_api(path):
+    """They import vla and their frameworks; nothing of our plugins, nothing that is private."""
+    for file in path.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            module = getattr(node, "module", None) or (names[0] if names else "vla")
+            root = module.partition(".")[0]
+            assert not root.startswith("vla_") or root == f"vla_head_{path.name}", f"{file}: {module}"
+            assert not any(part.startswith("_") for part in (*module.split("."), *names) if part != "__future__"), file
+
+
+def test_guests_are_not_part_of_our_setup():
+    for file in ("pyproject.toml", "requirements-dev.txt"):
+        assert "third_party" not in (ROOT / file).read_text()
+
+
+def test_diffusion_is_the_action_half_of_ki(guests):
+    words = ["--head", "ki", "--tokenizer", "binning", "--set", "head.actions=diffusion", "--preset", "tiny"]
+    code, text = python("-m", "vla.cli", "build", *words, path=[guests / "site"])
+    assert code == 0 and 'part = "diffusion"' in text and "runs in: torch, jax" in text, text
+    code, text = python("-m", "vla.cli", "build", *words[:5], "head.actions=l1", path=[guests / "site"])
+    assert code == 2 and "only an expert of its own can be insulated from the backbone" in text, text
+
+
+def test_guests_pass_the_kit_in_torch(guests):
+    tests = [guests / "src" / path.name / "tests" for path in EXAMPLES]
+    code, text = kit(guests / "site", tests, "-k", "not jax and not both")
+    assert code == 0, text
+
+
+@pytest.mark.slow
+def test_guests_pass_the_whole_kit(guests):
+    tests = [guests / "src" / path.name / "tests" for path in EXAMPLES]
+    code, text = kit(guests / "site", tests)
+    assert code == 0, text
