@@ -226,3 +226,53 @@ def _run_jax(
 
     named = dict(zip(order, seen, strict=True))
     return Run("jax", host(named), host(losses), kit.weights_of(gradients, variant), host(sampled))
+
+
+def random_weights(rows: Any, seed: int = 0) -> dict[str, np.ndarray]:
+    """Weights for a part alone, from its name table: all random, none zero."""
+    from vla.params import shapes
+
+    rng = np.random.default_rng(seed)
+    out = {}
+    for name, shape in shapes(rows).items():
+        scale = np.float32(np.prod(shape[1:]) ** -0.5 if len(shape) > 1 else 0.1)
+        out[name] = rng.standard_normal(shape).astype(np.float32) * scale
+    return out
+
+
+def part_parity(torch_part: Any, jax_part: Any, rows: Any, call: Any, *inputs: np.ndarray) -> list[Row]:
+    """A part alone in both frameworks, on the same random weights: its outputs and the gradients of its weights.
+
+    Args:
+        torch_part, jax_part: the two modules; the JAX one may be abstract (`nnx.eval_shape`).
+        rows: the part's name table.
+        call: (module, *inputs) -> list of arrays, in operations that both frameworks have.
+        inputs: numpy arrays.
+    """
+    import jax
+    import torch
+    from flax import nnx
+
+    kit = import_module("vla.jax_kit.model")
+    rows = tuple(rows)
+    weights = random_weights(rows)
+    torch_part.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
+    want = call(torch_part, *map(torch.tensor, inputs))
+    rng = np.random.default_rng(1)
+    looks = [rng.standard_normal(tuple(x.shape)).astype(np.float32) for x in want]  # a random reading of every output
+    sum((x * torch.from_numpy(look)).sum() for x, look in zip(want, looks, strict=True)).backward()
+    kit.fill(jax_part, rows, weights)
+    graph, params = nnx.split(jax_part)
+
+    def read(params: Any, *inputs: Any) -> tuple[Any, Any]:
+        found = call(nnx.merge(graph, params), *inputs)
+        return sum((x * look).sum() for x, look in zip(found, looks, strict=True)), found
+
+    with jax.default_matmul_precision("highest"):
+        gradients, got = jax.jit(jax.grad(read, has_aux=True))(params, *inputs)
+    mine = {n: np.zeros(p.shape) if p.grad is None else p.grad.numpy() for n, p in torch_part.named_parameters()}
+
+    def as_run(framework: str, outputs: Any, gradients: Weights) -> Run:
+        return Run(framework, {f"output {i}": np.asarray(x) for i, x in enumerate(outputs)}, {}, gradients)
+
+    return compare(as_run("jax", got, kit.named(gradients, rows)), as_run("torch", [x.detach() for x in want], mine))
