@@ -185,9 +185,9 @@ def in_compute_dtype(x: Array) -> Array:
 Init = Callable[[Any, tuple[int, int]], Any]  # (nnx.Rngs, (fan in, fan out)) -> kernel
 
 
-def fan_in(rngs: nnx.Rngs, shape: tuple[int, int]) -> Array:
-    """Variance 1 / fan in."""
-    return normal(rngs, shape, shape[0] ** -0.5)
+def fan_in(rngs: nnx.Rngs, shape: tuple[int, int], scale: float = 1.0) -> Array:
+    """Standard deviation scale / sqrt(fan in)."""
+    return normal(rngs, shape, scale * shape[0] ** -0.5)
 
 
 def normal(rngs: nnx.Rngs, shape: Sequence[int], std: float) -> Array:
@@ -242,8 +242,8 @@ def linear(x: Array, kernel: Array, bias: Array | None, fan_out: int) -> Array:
 class Embedder(nnx.Module):
     """A table of vectors, [V D]."""
 
-    def __init__(self, vocab_size: int, width: int, *, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(normal(rngs, (vocab_size, width), 0.01))
+    def __init__(self, vocab_size: int, width: int, *, std: float, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(normal(rngs, (vocab_size, width), std))
 
 
 def patches(images: Array, rows: int, cols: int, size: int) -> Array:

@@ -18,7 +18,18 @@ from flax import nnx
 from jax import Array, lax
 from jax import numpy as jnp
 
-from vla.jax_kit.ops import Embedder, Linear, attend_with_stops, linear, rms_norm, rope, rope_angles, run_layers, stack
+from vla.jax_kit.ops import (
+    Embedder,
+    Linear,
+    attend_with_stops,
+    fan_in,
+    linear,
+    rms_norm,
+    rope,
+    rope_angles,
+    run_layers,
+    stack,
+)
 from vla.layout import BACKBONE, Read, clip
 from vla.parts import Expert
 from vla_llm_gemma.config import Settings
@@ -48,17 +59,18 @@ class ExpertLayer(nnx.Module):
     """The weights of one expert in one layer."""
 
     def __init__(self, s: Settings, expert: Expert, *, rngs: nnx.Rngs):
+        quiet = partial(fan_in, scale=(2 * s.depth) ** -0.5)
         d, f, n, k, h = expert.width, expert.mlp_dim, s.num_heads, s.num_kv_heads, s.head_dim
         self.heads, self.kv_heads = n, k
         self.norm_attn = Norm(expert, rngs=rngs)
         self.q = Linear(d, (n, h), bias=False, rngs=rngs)
         self.k = Linear(d, (k, h), bias=False, rngs=rngs)
         self.v = Linear(d, (k, h), bias=False, rngs=rngs)
-        self.o = Linear((n, h), d, bias=False, rngs=rngs)
+        self.o = Linear((n, h), d, bias=False, init=quiet, rngs=rngs)
         self.norm_mlp = Norm(expert, rngs=rngs)
         self.gate = Linear(d, f, bias=False, rngs=rngs)
         self.up = Linear(d, f, bias=False, rngs=rngs)
-        self.down = Linear(f, d, bias=False, rngs=rngs)
+        self.down = Linear(f, d, bias=False, init=quiet, rngs=rngs)
 
     def keys(self, x: Array, angles: tuple[Array, Array]) -> KV:
         """Normalised x [B E D] -> k, v [B E K H]."""
@@ -143,8 +155,8 @@ class Gemma(nnx.Module):
     def __init__(self, settings: Settings, experts: Mapping[str, Expert], *, rngs: nnx.Rngs):
         s = self.settings = settings
         sizes = {BACKBONE: Expert(s.width, s.mlp_dim), **experts}
-        # openpi's initialisation: variance 1 / fan_in for matrices, 0.01 for the embedding, 0 for norms.
-        self.embedder = Embedder(s.vocab_size, s.width, rngs=rngs)
+        # Initialisation as in torch_impl.py, `reset_parameters`.
+        self.embedder = Embedder(s.vocab_size, s.width, std=s.width**-0.5, rngs=rngs)
         self.layers = stack(
             lambda rngs: Layer({name: ExpertLayer(s, expert, rngs=rngs) for name, expert in sizes.items()}),
             s.depth,

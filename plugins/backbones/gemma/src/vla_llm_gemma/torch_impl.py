@@ -152,13 +152,16 @@ class Gemma(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """openpi's initialisation: variance 1 / fan_in for matrices, 0.01 for the embedding, 0 for norms."""
-        nn.init.normal_(self.embedder.weight, std=0.01)
+        """Variance 1 / fan_in for matrices, 1 / width for the embedding (so text is as loud as image tokens), 0 for norms;
+        what writes into the residual stream starts at 1 / sqrt(2 depth) of that (GPT-2), or training from scratch
+        stalls. Norms and modulations start as openpi's."""
+        nn.init.normal_(self.embedder.weight, std=self.settings.width**-0.5)
         for name, p in self.layers.named_parameters():
             if "norm" in name:
                 nn.init.zeros_(p)
             else:
-                nn.init.normal_(p, std=p.shape[1] ** -0.5)
+                quiet = (2 * self.settings.depth) ** -0.5 if name.endswith((".o.weight", ".down.weight")) else 1
+                nn.init.normal_(p, std=quiet * p.shape[1] ** -0.5)
         for p in self.final_norm.parameters():
             nn.init.zeros_(p)
 

@@ -23,6 +23,7 @@ from vla.jax_kit.ops import (
     Embedder,
     Linear,
     attend,
+    fan_in,
     in_compute_dtype,
     matmul,
     rms_norm,
@@ -54,6 +55,7 @@ class Layer(nnx.Module):
     """One layer."""
 
     def __init__(self, s: Settings, *, rngs: nnx.Rngs):
+        quiet = partial(fan_in, scale=(2 * s.depth) ** -0.5)
         d, f, n, k, h = s.width, s.mlp_dim, s.num_heads, s.num_kv_heads, s.head_dim
         self.sizes = (n * h, k * h, k * h)
         self.head_dim, self.mlp_dim = h, f
@@ -61,11 +63,11 @@ class Layer(nnx.Module):
         self.q = Linear(d, (n, h), bias=False, rngs=rngs)
         self.k = Linear(d, (k, h), bias=False, rngs=rngs)
         self.v = Linear(d, (k, h), bias=False, rngs=rngs)
-        self.o = Linear((n, h), d, bias=False, rngs=rngs)
+        self.o = Linear((n, h), d, bias=False, init=quiet, rngs=rngs)
         self.norm_mlp = Norm(d)
         self.gate = Linear(d, f, bias=False, rngs=rngs)
         self.up = Linear(d, f, bias=False, rngs=rngs)
-        self.down = Linear(f, d, bias=False, rngs=rngs)
+        self.down = Linear(f, d, bias=False, init=quiet, rngs=rngs)
 
     def __call__(
         self,
@@ -107,8 +109,8 @@ class GemmaFast(nnx.Module):
 
     def __init__(self, settings: Settings, experts: Mapping[str, Expert], *, rngs: nnx.Rngs):
         s = self.settings = settings
-        # openpi's initialisation: variance 1 / fan_in for matrices, 0.01 for the embedding, 0 for norms.
-        self.embedder = Embedder(s.vocab_size, s.width, rngs=rngs)
+        # Initialisation as in torch_impl.py, `reset_parameters`.
+        self.embedder = Embedder(s.vocab_size, s.width, std=s.width**-0.5, rngs=rngs)
         self.layers = stack(lambda rngs: nnx.Dict({BACKBONE: Layer(s, rngs=rngs)}), s.depth, rngs)
         self.final_norm = nnx.Dict({BACKBONE: Norm(s.width)})
         self.checkpointing = False  # recompute each layer in the backward pass

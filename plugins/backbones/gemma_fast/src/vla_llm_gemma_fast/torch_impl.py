@@ -106,13 +106,14 @@ class GemmaFast(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """openpi's initialisation: variance 1 / fan_in for matrices, 0.01 for the embedding, 0 for norms."""
-        nn.init.normal_(self.embedder.weight, std=0.01)
-        for p in self.parameters():
+        """As in `gemma`."""
+        nn.init.normal_(self.embedder.weight, std=self.settings.width**-0.5)
+        for name, p in self.layers.named_parameters():
             if p.ndim == 1:
                 nn.init.zeros_(p)
-            elif p is not self.embedder.weight:
-                nn.init.normal_(p, std=p.shape[1] ** -0.5)
+            else:
+                quiet = (2 * self.settings.depth) ** -0.5 if name.endswith((".o.weight", ".down.weight")) else 1
+                nn.init.normal_(p, std=quiet * p.shape[1] ** -0.5)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [B n] -> [B n D], times sqrt(D) rounded to the table's dtype."""
