@@ -19,7 +19,7 @@ def parity(
 ) -> int:
     """Run both frameworks in float32 on the same input and noise, and name the first part that differs.
 
-    Every part is compared in the order of the pass (vision, projector, embedder, layers, final norm, head), then losses,
+    Every part is compared in the order of the pass (vision, projector, embedder, layers, final norm), then losses,
     gradients of every weight, and the sampled actions or tokens. Exit status 1 when anything differs.
 
     Args:
