@@ -56,7 +56,9 @@ def write(kind: str, name: str, where: Path, author: str = "") -> Path:
     from vla.store import atomic_folder
 
     if kind not in KINDS:
-        raise SettingsError("there is no template for this kind of part", field="kind", got=kind, expected=", ".join(KINDS))
+        raise SettingsError(
+            "there is no template for this kind of part", field="kind", got=kind, expected=", ".join(KINDS)
+        )
     if problem := problem_of(kind, name):
         raise SettingsError(f"this name will not do: {problem}", field="name", got=name, fix="for example my-head")
     taken = [item for item in registry.listed(kind) if item.name == name]

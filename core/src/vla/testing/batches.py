@@ -16,8 +16,8 @@ def random_batch(
     """A made-up batch: observation, actions, training draws, sampling noise.
 
     Prompts differ in length and end in padding. With `targets` (default: if the layout has that role) the last third
-    of each prompt's tokens are targets. The last camera is absent in the last row, and one step of one chunk and one dim
-    of all chunks are padding.
+    of each prompt's tokens are targets. The last camera is absent in the last row, and one step of one chunk and one
+    dim of all chunks are padding.
     """
     rng = np.random.default_rng(seed)
     spec = variant.spec
@@ -32,9 +32,7 @@ def random_batch(
     if len(spec.cameras) > 1 and batch > 1:
         masks[spec.cameras[-1]][-1] = False
     obs = Observation(
-        images={
-            name: rng.uniform(-1, 1, (batch, *spec.image_size, 3)).astype(np.float32) for name in spec.cameras
-        },
+        images={name: rng.uniform(-1, 1, (batch, *spec.image_size, 3)).astype(np.float32) for name in spec.cameras},
         image_masks=masks,
         state=rng.uniform(-1, 1, (batch, spec.state_dim)).astype(np.float32),
         tokenized_prompt=np.where(valid, rng.integers(3, vocab, (batch, spec.max_token_len)), 0).astype(np.int32),

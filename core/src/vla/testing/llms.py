@@ -30,9 +30,7 @@ def cached(model: Any, x: Any, mask: Any, positions: Any) -> Any:
     llm = model.backbone.llm
     _, layers = llm({BACKBONE: x[:, :PREFIX]}, mask[:, :PREFIX, :PREFIX], positions[:, :PREFIX], outputs=())
     layers = llm.room(layers, T - PREFIX)
-    outs, _ = llm(
-        {BACKBONE: x[:, PREFIX:]}, mask[:, PREFIX:], positions[:, PREFIX:], cache=layers, write_at=PREFIX
-    )
+    outs, _ = llm({BACKBONE: x[:, PREFIX:]}, mask[:, PREFIX:], positions[:, PREFIX:], cache=layers, write_at=PREFIX)
     return outs[BACKBONE]
 
 
@@ -69,7 +67,7 @@ def style_rows(model: Any, cond: Any) -> Any:
 
 
 class LlmConformance(ModelChecks):
-    """An LLM core: embeddings, masked attention, the prefix cache and what it offers, in every framework it declares."""
+    """An LLM core: embeddings, masked attention, prefix cache and what it offers, in every framework it declares."""
 
     kind = "llm"
 

@@ -128,7 +128,7 @@ class ModelChecks(PartConformance):
         assert not dead, f"no loss reaches {dead}"
 
     def _may_rest(self, name: str) -> bool:
-        """Weights without gradient by nature. The last layer of the backbone gives later tokens keys and values alone."""
+        """Weights without gradient by nature: the backbone's last layer gives later tokens keys and values alone."""
         depth = self.variant.backbone.offers["depth"]
         last = f"layers.{depth - 1}.backbone." in name or "final_norm.backbone" in name or "embedder" in name
         bias_of_keys = name.endswith("k.bias")  # softmax does not change when all logits of a query move together
@@ -176,8 +176,10 @@ class ModelChecks(PartConformance):
     # ---- compiling, and the other framework -------------------------------------------------------------------------
 
     def test_compiles_once(self, framework: str) -> None:
-        """JAX: new values of the same shapes compile nothing. PyTorch: no value is looked at, so no graph is cut
-        (the model runs on the meta device, which has no values)."""
+        """JAX: new values of the same shapes compile nothing. PyTorch: no value is looked at, so no graph is cut.
+
+        In PyTorch the model runs on the meta device, which has no values.
+        """
         bench = self.bench(framework)
         if framework == "torch":
             bench.model.abstract(bench.obs, bench.actions, bench.draws, bench.noise, self._sampling())

@@ -78,8 +78,11 @@ def _small(here: str, name: str, choice: Mapping[str, str], settings: tuple[str,
 
 
 def variations(kind: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """What parts of one kind can offer: (description, offers) of every installed one, at its defaults, with every
-    preset, with every value of a setting that has a closed list, and with every other part in an inner slot."""
+    """What parts of one kind can offer: (description, offers).
+
+    Of every installed one: at its defaults, with every preset, with every value of a setting that has a closed list,
+    and with every other part in an inner slot.
+    """
     for item in registry.listed(kind):
         try:
             part: Part = item.load()

@@ -140,11 +140,15 @@ class PartConformance:
         """torch_impl never imports JAX, jax_impl never imports PyTorch, and no file imports another plugin's code."""
         own = self.listed.value.partition(":")[0].partition(".")[0]
         others = {
-            item.value.partition(":")[0].partition(".")[0] for kind in registry.ALL_GROUPS for item in registry.listed(kind)
+            item.value.partition(":")[0].partition(".")[0]
+            for kind in registry.ALL_GROUPS
+            for item in registry.listed(kind)
         } - {own, "vla"}
         for file, module in _imports(own):
             root = module.partition(".")[0]
-            assert not (file.name == "torch_impl.py" and root in ("jax", "jaxlib", "flax", "optax")), f"{file}: {module}"
+            assert not (file.name == "torch_impl.py" and root in ("jax", "jaxlib", "flax", "optax")), (
+                f"{file}: {module}"
+            )
             assert not (file.name == "jax_impl.py" and root == "torch"), f"{file}: {module}"
             private = root in others and module.split(".")[1:2] != ["config"]
             assert not private, f"{file} imports {module}: name the other part by a slot, or use its `config` alone"
@@ -163,9 +167,9 @@ class PartConformance:
         offers = self.chosen.offers
         missing = [facet for facet in FACETS[self.kind] if facet not in offers]
         assert not missing, f"does not offer {missing}"
-        assert dict(self.part.offers(self.chosen.settings, {s: c.offers for s, c in self.chosen.inner.items()})) == dict(
-            offers
-        ), "offers must depend on settings and inner parts alone"
+        assert dict(
+            self.part.offers(self.chosen.settings, {s: c.offers for s, c in self.chosen.inner.items()})
+        ) == dict(offers), "offers must depend on settings and inner parts alone"
 
     # ---- settings ---------------------------------------------------------------------------------------------------
 

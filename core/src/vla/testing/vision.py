@@ -66,7 +66,9 @@ class VisionConformance(ModelChecks):
             for left in (0, width):
                 other = images.copy()
                 other[:, top : top + height, left : left + width] *= -1
-                assert not np.allclose(self.tokens(framework, other), before), f"the quarter at {top}, {left} is not seen"
+                assert not np.allclose(self.tokens(framework, other), before), (
+                    f"the quarter at {top}, {left} is not seen"
+                )
 
     def test_colours_count(self, framework: str) -> None:
         images = self.images()

@@ -1,8 +1,7 @@
 """Diffusion over action chunks, on an action expert."""
 
-from vla_head_diffusion.config import PRESETS, Settings, experts, layout
-
 from vla import Part, has, is_true
+from vla_head_diffusion.config import PRESETS, Settings, experts, layout
 
 
 def _needs(settings: Settings):

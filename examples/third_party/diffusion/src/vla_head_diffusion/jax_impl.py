@@ -12,11 +12,11 @@ import jax
 from flax import nnx
 from jax import Array, lax
 from jax import numpy as jnp
-from vla_head_diffusion.config import Settings, ddim_steps, kept
 
 from vla.contracts import Actions, Observation, Spec
 from vla.jax_kit.model import Entry, Tokens
 from vla.jax_kit.ops import Linear, time_embedding
+from vla_head_diffusion.config import Settings, ddim_steps, kept
 
 
 class DiffusionHead(nnx.Module):

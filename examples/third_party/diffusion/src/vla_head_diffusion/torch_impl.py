@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from vla_head_diffusion.config import Settings, ddim_steps, kept
 
 from vla.contracts import Actions, Observation, Spec
 from vla.torch_kit.model import Entry, Tokens
 from vla.torch_kit.ops import time_embedding
+from vla_head_diffusion.config import Settings, ddim_steps, kept
 
 
 class DiffusionHead(nn.Module):

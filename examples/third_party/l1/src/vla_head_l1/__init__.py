@@ -1,8 +1,7 @@
 """Parallel decoding with L1 regression (OpenVLA-OFT)."""
 
-from vla_head_l1.config import PRESETS, Settings, layout
-
 from vla import Part, has
+from vla_head_l1.config import PRESETS, Settings, layout
 
 
 def _needs(settings: Settings):

@@ -12,12 +12,12 @@ import jax
 from flax import nnx
 from jax import Array
 from jax import numpy as jnp
-from vla_head_l1.config import Settings, queries_per_step
 
 from vla.contracts import Actions, Observation, Spec
 from vla.jax_kit.model import Entry, Tokens
 from vla.jax_kit.ops import Linear, layer_norm
 from vla.layout import BACKBONE
+from vla_head_l1.config import Settings, queries_per_step
 
 
 class Block(nnx.Module):

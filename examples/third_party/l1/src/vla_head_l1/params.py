@@ -1,12 +1,14 @@
-"""Names of the l1 head's weights. Axes: q queries, d backbone width, e width per step, s state dims, w x hidden, a action dims."""
+"""Names of the l1 head's weights.
+
+Axes: q queries, d backbone width, e width per step, s state dims, w x hidden, a action dims.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vla_head_l1.config import queries_per_step
-
 from vla.params import Row, Site, bind
+from vla_head_l1.config import queries_per_step
 
 
 def _linear(name: str, into: str, out: str) -> tuple[Row, Row]:

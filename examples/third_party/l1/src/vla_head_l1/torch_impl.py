@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from vla_head_l1.config import Settings, queries_per_step
 
 from vla.contracts import Actions, Observation, Spec
 from vla.layout import BACKBONE
 from vla.torch_kit.model import Entry, Tokens
+from vla_head_l1.config import Settings, queries_per_step
 
 
 class Block(nn.Module):
