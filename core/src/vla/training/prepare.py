@@ -39,10 +39,12 @@ class Prepared:
     val_index: np.ndarray
     digest: str
     shares: tuple[tuple[int, float], ...] = ()  # of a mixture: training frames and weight of each dataset
+    cameras: tuple[str, ...] = ()  # of the model, that every frame has; a policy asks for them too
 
     def facts(self) -> dict[str, Any]:
         """Plain facts about the data of this run, for its record."""
-        return {"data": self.digest, "train_frames": len(self.train_index), "validation_frames": len(self.val_index)}
+        frames = {"train_frames": len(self.train_index), "validation_frames": len(self.val_index)}
+        return {"data": self.digest, **frames, "cameras": list(self.cameras)}
 
     def write_assets(self, folder: Path) -> None:
         """Write statistics and tokenizer into a checkpoint."""
@@ -87,10 +89,13 @@ def prepare(
     if tokenizer.codec is not None and not is_fitted(tokenizer):
         tokenizer = _fitted(variant, dataset, stats, tokenizer, train_index, config, note)
     group = build_group(variant, stats=stats, tokenizer=tokenizer)
-    _probe(variant, dataset, group, collate, tokenizer, int(train_index[0]))
+    cameras = _probe(variant, dataset, group, collate, tokenizer, int(train_index[0]))
     val_index = _frames(dataset, val_episodes)
     digest, shares = dataset.digest(), mixture_shares(dataset, train_index)
-    return Prepared(variant, dataset, stats, tokenizer, group, collate, weights, train_index, val_index, digest, shares)
+    return Prepared(
+        variant, dataset, stats, tokenizer, group, collate, weights, train_index, val_index, digest, shares,
+        () if shares else cameras,  # the datasets of a mixture may have different ones
+    )  # fmt: skip
 
 
 def open_start(model: Any) -> tuple[Variant, Mapping[str, np.ndarray] | None, Any, Any]:
@@ -231,8 +236,11 @@ def _fitted(
     return tokenizer.fit(normalised_chunks(variant, dataset, stats, chosen))
 
 
-def _probe(variant: Variant, dataset: Any, group: Any, collate: Any, tokenizer: Any, index: int) -> None:
-    """Send one real frame all the way: what is missing or misshapen shows here and not in a worker at step 1."""
+def _probe(variant: Variant, dataset: Any, group: Any, collate: Any, tokenizer: Any, index: int) -> tuple[str, ...]:
+    """Send one real frame all the way: what is missing or misshapen shows here and not in a worker at step 1.
+
+    Gives the cameras it has.
+    """
     sample = group.inputs(dataset.sample(index, variant.spec.action_horizon))
     batch = collate([sample])
     vocab = variant.parts["backbone"].offers.get("vocab_size")
@@ -244,3 +252,4 @@ def _probe(variant: Variant, dataset: Any, group: Any, collate: Any, tokenizer: 
         raise DataError(
             "the action chunk has the wrong shape", field="actions", got=batch["actions"].shape, expected=want
         )
+    return tuple(batch["images"])

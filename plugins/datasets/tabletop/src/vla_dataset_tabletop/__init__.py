@@ -22,6 +22,7 @@ ROBOT = Part(
     name="tabletop",
     summary="Franka-like arm of the tabletop: end-effector deltas (7), pose and fingers (8), front and wrist camera",
     settings=RobotSettings,
+    presets={"tiny": {"state": "position"}},
     offers=lambda settings, inner: settings.offers(),
     transforms="vla_dataset_tabletop.transforms:steps",
 )

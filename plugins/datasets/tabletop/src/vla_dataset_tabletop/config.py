@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import field, frozen
+from attrs import field, frozen, validators
 
 from vla.errors import SettingsError
 
@@ -26,6 +26,7 @@ CAMERAS = ("front", "wrist")
 PLACES = {"front": ("base_0_rgb",), "wrist": ("left_wrist_0_rgb", "wrist_0_rgb")}  # camera -> its name in a model
 ACTION_NAMES = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
 ACTION_UNITS = ("5 cm",) * 3 + ("0.5 rad",) * 3 + ("-1 open, +1 close",)
+POSITION = 3  # of the numbers of the state, those that say where the hand is
 STATE_NAMES = ("x", "y", "z", "rx", "ry", "rz", "finger_left", "finger_right")
 STATE_UNITS = ("m",) * 3 + ("rad",) * 3 + ("m",) * 2
 
@@ -88,15 +89,19 @@ class RobotSettings:
 
     Attributes:
         cameras: "model=robot" pairs instead of the usual places, e.g. "base_0_rgb=wrist".
+        state: what a policy is told of the arm: "full" (8 numbers) or "position" (the first 3). In the easy family the
+            hand never turns or grips; normalised, the other five numbers are amplified noise.
     """
 
     cameras: tuple[str, ...] = ()
+    state: str = field(default="full", validator=validators.in_(("full", "position")))
 
     def offers(self) -> dict[str, object]:
         """Facets of a robot; `cameras` are the names in a model that it can fill."""
         cameras = tuple(pair.partition("=")[0].strip() for pair in self.cameras)
         cameras = cameras or tuple(names[0] for names in PLACES.values())
-        return {"state_dim": len(STATE_NAMES), "action_dim": len(ACTION_NAMES), "cameras": cameras, "hz": HZ}
+        width = len(STATE_NAMES) if self.state == "full" else POSITION
+        return {"state_dim": width, "action_dim": len(ACTION_NAMES), "cameras": cameras, "hz": HZ}
 
 
 @frozen
