@@ -35,12 +35,13 @@ $(STAMP): requirements-dev.txt $(wildcard core/pyproject.toml plugins/*/*/pyproj
 demo: $(STAMP)
 	$(BIN)/vla demo $(ARGS)
 
-# One thread per process: JOBS test processes share the machine.
+# One thread per process: JOBS test processes share the machine. loadgroup: the conformance checks of one part, which
+# share compiled models, stay in one process.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not slow" $(ARGS)
 
 test-all: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -62,7 +63,7 @@ interop: $(STAMP)
 	$(BIN)/python $(CHECK) write $(LEROBOT)/sets
 	$(LEROBOT)/bin/python $(CHECK) lerobot $(LEROBOT)/sets
 	$(BIN)/python $(CHECK) compare $(LEROBOT)/sets
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) -m goldens $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m goldens $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(LEROBOT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

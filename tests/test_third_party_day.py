@@ -180,6 +180,48 @@ def test_the_kit_finds_what_is_wrong(tmp_path):
         assert any(found.startswith(check) for found in failed), f"{name}: {check} should fail; failed: {failed}\n{text}"
 
 
+OTHERS = {
+    ("tokenizer", "proud"): ("codec.py", "return float(max(edge[0] - edge[1], edge[1] - edge[2]))", "return 1e-4", "test_errors_stay_within_the_bound"),
+    ("tokenizer", "lax"): ("codec.py", 'raise DecodeError("the answer stands', 'raise ValueError("the answer stands', "test_garbage"),
+    ("tokenizer", "lossy"): ("codec.py", '{"codes": self.settings.codes, "mu": self.settings.mu}', '{"codes": self.settings.codes, "mu": 3.0}', "test_saved_it_gives_the_same_ids"),
+    ("dataset", "leaky"): ("dataset.py", "self.episodes[number].stop, horizon)", "len(self), horizon)", "test_chunks_do_not_run_into_the_next_episode"),
+    ("dataset", "shared"): ("dataset.py", "self._states[index].copy()", "self._states[index]", "test_samples_belong_to_who_asked"),
+    ("dataset", "mute"): ("dataset.py", "DataError(\"no episodes are here\"", "KeyError(\"no episodes are here\"", "test_a_wrong_path_is_a_clear_error"),
+    ("vision", "narrow"): ("__init__.py", '"width": s.width', '"width": s.width + 1', "test_tokens_are_as_wide_as_offered"),
+    ("vision", "half"): ("torch_impl.py", "x = self.patch(x) + self.position", "x = self.patch(x) * (torch.arange(rows * cols) % cols < 1)[:, None] + self.position", "test_every_part_of_an_image_counts"),
+    ("llm", "open"): ("torch_impl.py", "attend(q, k, v, mask)", "attend(q, k, v, None)", "test_nobody_sees_behind_the_mask"),
+    ("llm", "bragging"): ("__init__.py", '"multi_expert": False', '"multi_expert": True', "test_every_weight_of_it_learns"),
+    ("backbone", "dark"): ("torch_impl.py", "stacked = stacked.float() / 127.5 - 1", "stacked = stacked.float() / 255", "test_bytes_are_pixels"),
+}  # fmt: skip
+
+
+def test_the_kits_of_other_kinds_find_what_is_wrong(tmp_path):
+    packages = []
+    for (kind, name), (file, old, new, _) in OTHERS.items():
+        package = write(kind, f"broken-{name}", tmp_path)
+        path = package / "src" / f"vla_{kind}_broken_{name}" / file
+        assert old in path.read_text(), f"the template has changed: {old!r}"
+        path.write_text(path.read_text().replace(old, new.replace('\\"', '"')))
+        packages.append(package)
+    install(tmp_path / "site", *packages)
+    checks = " or ".join({check for *_, check in OTHERS.values()})
+    tests = [package / "tests" / "test_conformance.py" for package in packages]
+    code, text = kit(tmp_path / "site", tests, "-k", f"({checks}) and not jax", "-rf", "--tb=no")
+    for (kind, name), (*_, check) in OTHERS.items():
+        failed = re.findall(rf"(?:FAILED|ERROR) \S*::TestBroken{name.capitalize()}::(test_\w+)", text)
+        assert any(found.startswith(check) for found in failed), f"{kind} {name}: {check} should fail: {failed}\n{text}"
+
+
+def test_the_kit_finds_that_the_frameworks_differ(tmp_path):
+    pytest.importorskip("jax")
+    package = write("head", "apart", tmp_path)
+    path = package / "src" / "vla_head_apart" / "jax_impl.py"
+    path.write_text(path.read_text().replace("jax.nn.silu", "jax.nn.relu"))
+    install(tmp_path / "site", package)
+    code, text = kit(tmp_path / "site", [package / "tests"], "-k", "both_frameworks_give_the_same_losses", "--tb=line")
+    assert code == 1 and "actions differs by" in text, text
+
+
 # ---- templates ------------------------------------------------------------------------------------------------------
 
 

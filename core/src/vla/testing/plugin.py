@@ -18,6 +18,16 @@ pytest.register_assert_rewrite(
 )  # fmt: skip
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    """With pytest-xdist and `--dist loadgroup`, the checks of one class stay on one worker: they share a model."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        if getattr(getattr(item, "cls", None), "is_conformance", False):
+            item.add_marker(pytest.mark.xdist_group(item.cls.__qualname__))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """One line for every check that a part was excused from, with the reason its author gave."""
     lines = []
