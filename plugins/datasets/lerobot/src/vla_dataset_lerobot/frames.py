@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from attrs import frozen
 
 from vla.errors import DataError
@@ -106,6 +107,7 @@ class ImageColumns:
     def __init__(self, meta: Meta, groups: Groups, cache_mb: int):
         self._meta, self._groups, self._limit = meta, groups, cache_mb * 2**20
         self._kept: OrderedDict[tuple[int, str], pa.Array] = OrderedDict()
+        self._footers: dict[Path, pq.FileMetaData] = {}
         self._size = 0
         self._lock = threading.Lock()
 
@@ -139,7 +141,8 @@ class ImageColumns:
                 self._kept.move_to_end((group, key))
                 return self._kept[group, key]
         file = self._meta.data_files[self._groups.file[group]]
-        with open_parquet(file) as parquet:
+        with open_parquet(file, self._footers.get(file)) as parquet:
+            self._footers[file] = parquet.metadata
             if key not in parquet.schema_arrow.names:
                 raise DataError(
                     "a camera's column is missing",

@@ -268,10 +268,10 @@ def read_parquet(file: Path, columns: list[str] | None = None) -> pa.Table:
             raise damaged(file, error) from error
 
 
-def open_parquet(file: Path) -> pq.ParquetFile:
-    """An open parquet file, memory-mapped."""
+def open_parquet(file: Path, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """An open parquet file, memory-mapped. With many row groups, reading its footer again takes most of the time."""
     try:
-        return pq.ParquetFile(file, memory_map=True)
+        return pq.ParquetFile(file, memory_map=True, metadata=footer)
     except FileNotFoundError as error:
         raise DataError(
             "a parquet file of the dataset is missing", field=str(file), fix="copy the dataset completely"
