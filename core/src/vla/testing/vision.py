@@ -86,7 +86,7 @@ class VisionConformance(ModelChecks):
             assert np.isfinite(self.tokens(framework, np.full_like(self.images(), value))).all()
 
     def test_images_need_not_be_square(self, framework: str) -> None:
-        size = (16, 32)
+        size = (32, 48)
         wide = (*self.settings, f"spec.image_size={list(size)}")
         variant = stand_in(self.kind, self.name, wide, self.partners)
         out = open_model(framework, variant).call(start_weights(variant), encode, some_images(size))
