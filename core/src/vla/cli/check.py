@@ -51,6 +51,7 @@ def check(
         file.write_text(source(KITS[kind], name, tuple(set), data), encoding="utf-8")
         options = ["-v"] if verbose else ["-q"]
         options += ["--tb=short", "-p", "no:cacheprovider", "--rootdir", folder, "-c", str(Path(folder) / "pytest.ini")]
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # vla itself is imported already
         options += ["-k", only] if only else []
         (Path(folder) / "pytest.ini").write_text("[pytest]\n")
         sys.stdout.flush()
