@@ -150,8 +150,8 @@ def check_observation(obs: Observation, spec: Spec, vocab_size: int | None = Non
     """Refuse an observation that the model would misread. Call it on the host, on numpy arrays.
 
     Raises:
-        DataError: a camera is missing or unknown, an image, the state or the prompt has a wrong shape, a value is not
-            finite, or a token id is beyond the vocabulary. The message names the field, what came and what was expected.
+        DataError: a camera is unknown or there is none, an image, the state or the prompt has a wrong shape, a value is
+            not finite, or a token id is beyond the vocabulary. The message names the field, what came, what was expected.
     """
     import numpy as np
 

@@ -8,9 +8,10 @@
 
 A row reads: tokens of `role` run through the weights of `expert`, and their queries see the keys and values of the
 listed roles: `:causal` only those at or before themselves, `:stop` without gradient into those keys and values
-(knowledge insulation, arXiv 2505.23705 eq. 5-6). From this table and the per-token (role, valid) arrays come the attention
-mask, the position ids, the gradient stops, what may be cached before sampling, and the routes of every loss. The functions
-use operators, indexing and `cumsum` alone, so that numpy, torch and JAX arrays all work: the rule exists once.
+(knowledge insulation, arXiv 2505.23705 eq. 5-6). From this table and the per-token (role, valid) arrays come the
+attention mask, the position ids, the gradient stops, what may be cached before sampling, and the routes of every loss.
+The functions use operators, indexing and `cumsum` alone, so that numpy, torch and JAX arrays all work: the rule exists
+once.
 
 openpi's rule (`cumsum(ar_mask)[k] <= cumsum(ar_mask)[q]`, both valid) is the special case in which every role sees
 itself and all roles before it.
@@ -153,9 +154,9 @@ class Layout:
             if row.role not in self.roles:
                 rows.append(row)
             elif self.row(row.role) != row:
-                raise LayoutError(
-                    "two heads disagree about a role", field=row.role, got=str(row.sees), expected=str(self.row(row.role).sees)
-                )
+                mine = " ".join(map(str, self.row(row.role).sees))
+                theirs = " ".join(map(str, row.sees))
+                raise LayoutError("two heads disagree about a role", field=row.role, got=theirs, expected=mine)
         return Layout(tuple(sorted(rows, key=lambda row: row.expert != BACKBONE)))
 
     def insulated(self) -> Layout:
@@ -171,8 +172,7 @@ class Layout:
         return Layout(tuple(map(stopped, self.rows)))
 
     def cacheable(self, varying: Iterable[str]) -> tuple[str, ...]:
-        """Roles whose keys and values can be computed once before sampling: those that see no varying role, even
-        through others."""
+        """Roles whose keys and values can be computed once before sampling: they see no varying role, even indirectly."""
         tainted = set(varying)
         while more := {r.role for r in self.rows if r.role not in tainted and any(x.role in tainted for x in r.sees)}:
             tainted |= more
@@ -286,7 +286,9 @@ def _any_of(roles: Array, ids: Sequence[int]) -> Array:
 
 
 def gradient_routes(layout: Layout, losses: Mapping[str, str]) -> dict[str, dict[str, bool]]:
-    """loss name -> expert -> whether gradient of that loss reaches that expert's weights. `losses`: loss name -> its role.
+    """Loss name -> expert -> whether gradient of that loss reaches that expert's weights.
+
+    `losses`: loss name -> the role it is a loss on.
 
     A loss reaches an expert if it reaches tokens that run through it. The vision encoder is the expert of role `image`
     one step further up: it is reached exactly when role `image` is.

@@ -108,7 +108,7 @@ class Part:
         name: the entry-point name.
         summary: one line for `vla list`.
         settings: a frozen attrs class of plain values (int, float, bool, str, tuples of them), all with defaults.
-        slots: own slot -> (kind, default part), e.g. {"llm": ("llm", "gemma")}. A default "" means: no default, say which.
+        slots: own slot -> (kind, default part), e.g. {"llm": ("llm", "gemma")}. A default "" means: say which.
         presets: name -> settings (plain values for own fields). `--preset tiny` applies to every part that has it.
         offers: (settings, {slot: offers of the inner part}) -> {facet: value}. Facets are documented in
             docs/architecture.md; a third party's own facets are dotted.
@@ -121,8 +121,8 @@ class Part:
         draws: heads only: "module" with two numpy functions, so that both frameworks get the same random numbers:
             `draws(chosen, spec, batch, rng)` -> (nested) dict of arrays for one training step, and
             `noise(chosen, spec, batch, rng)` -> the array that sampling starts from.
-        params: "module" with the name tables: `rows(site)`, and `openpi(site)`, `hf(site)` where they exist (`vla.params`).
-            A part without one has no weights of its own.
+        params: "module" with the name tables (`vla.params`): `rows(site)`, and `openpi(site)`, `hf(site)` where they
+            exist. A part without one has no weights of its own.
         settings_version, upgrade: (old settings dict, old version) -> new settings dict.
         contract: the version of the contract of this kind that the part speaks.
     """
@@ -168,7 +168,7 @@ class Expert:
 
 @frozen
 class ModelType:
-    """A named tree: data, never code. `tree` holds part names and settings, as a variant file does; `spec` the shapes."""
+    """A named tree: data, never code. `tree` holds part names and settings as a variant file does; `spec` the shapes."""
 
     name: str
     summary: str

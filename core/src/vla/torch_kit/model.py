@@ -45,7 +45,7 @@ class Entry:
 
     tokens: tuple[Tokens, ...] = ()
     cond: Mapping[str, Tensor] = field(factory=dict)  # expert -> [B C]
-    outputs: tuple[str, ...] = (BACKBONE,)  # experts whose hidden states the losses read; the last layer skips the others
+    outputs: tuple[str, ...] = (BACKBONE,)  # experts that the losses read; the last layer skips the others
     notes: Mapping[str, Any] = field(factory=dict)
     draws: int = 1  # tokens and cond have draws x B rows (row-major: draws of one observation are neighbours)
 
@@ -193,7 +193,7 @@ class VLA(nn.Module):
         return evolve(cache, layers=self.backbone.llm.room(cache.layers, tokens))
 
     def look(self, cache: Cache, tokens: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
-        """Mask [B n S+n] and positions [B n] of new tokens behind a cache: they depend on no value, so compute them once."""
+        """Mask [B n S+n] and positions [B n] of new tokens behind a cache: no value changes them, so compute them once."""
         roles, valid = self._roles_and_valid(tokens)
         n = roles.shape[1]
         roles, valid = torch.cat([cache.roles, roles], 1), torch.cat([cache.valid, valid], 1)
@@ -207,7 +207,7 @@ class VLA(nn.Module):
         styles: Mapping[str, Any],
         offset: int = 0,
     ) -> dict[str, Tensor]:
-        """Run new tokens over the cached prefix: role -> hidden [B n D]. They are written `offset` behind the prefix."""
+        """Run new tokens over the cached prefix: role -> hidden [B n D]. They go to `offset` behind the prefix."""
         mask, where = look
         at = cache.roles.shape[1] + offset
         outs, _ = self.backbone.llm(_streams(tokens), mask, where, styles=styles, cache=cache.layers, write_at=at)

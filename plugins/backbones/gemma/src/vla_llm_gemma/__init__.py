@@ -1,8 +1,7 @@
 """Gemma LLM core with any number of experts side by side."""
 
-from vla_llm_gemma.config import PRESETS, Settings, offers
-
 from vla.parts import Part
+from vla_llm_gemma.config import PRESETS, Settings, offers
 
 PART = Part(
     kind="llm",

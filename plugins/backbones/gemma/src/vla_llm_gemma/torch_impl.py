@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from vla_llm_gemma.config import Settings
 
 from vla.layout import BACKBONE, Read, clip
 from vla.parts import Expert
 from vla.torch_kit.ops import attend_with_stops, rms_norm, rope, rope_angles
+from vla_llm_gemma.config import Settings
 
 Styles = tuple[Tensor, Tensor]  # [L 2 B 3D] for the two norms of every layer, [B 3D] for the final norm
 
@@ -152,9 +152,11 @@ class Gemma(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Variance 1 / fan_in for matrices, 1 / width for the embedding (so text is as loud as image tokens), 0 for norms;
-        what writes into the residual stream starts at 1 / sqrt(2 depth) of that (GPT-2), or training from scratch
-        stalls. Norms and modulations start as openpi's."""
+        """Variance 1 / fan_in for matrices, 1 / width for the embedding, zero norms and modulations (as in openpi).
+
+        What writes into the residual stream starts at 1 / sqrt(2 depth) of that (GPT-2): text as loud as images and
+        quiet layers train from scratch where openpi's embedding of 0.01 drowns the prompt.
+        """
         nn.init.normal_(self.embedder.weight, std=self.settings.width**-0.5)
         for name, p in self.layers.named_parameters():
             if "norm" in name:
@@ -175,7 +177,7 @@ class Gemma(nn.Module):
         return self.embedder.weight
 
     def styles(self, expert: str, cond: Tensor) -> Styles:
-        """The adaRMS modulation of every norm from the condition [B D]: it depends on time alone, so compute it once."""
+        """The adaRMS modulation of every norm from the condition [B D]; it depends on time alone: compute it once."""
         norms = [n for layer in self.layers for n in (layer[expert].norm_attn, layer[expert].norm_mlp)]
         flat = torch.stack([norm.modulation(cond) for norm in norms])
         return flat.unflatten(0, (-1, 2)), self.final_norm[expert].modulation(cond)

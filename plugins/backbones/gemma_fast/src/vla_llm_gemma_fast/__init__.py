@@ -1,8 +1,7 @@
 """Gemma LLM core for one expert: packed projections and a preallocated cache, for fast token decoding."""
 
-from vla_llm_gemma_fast.config import PRESETS, Settings, offers
-
 from vla.parts import Part
+from vla_llm_gemma_fast.config import PRESETS, Settings, offers
 
 PART = Part(
     kind="llm",

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from vla_llm_gemma_fast.config import Settings
 
 from vla.layout import BACKBONE, Read
 from vla.parts import Expert
 from vla.torch_kit.ops import attend, rms_norm, rope, rope_angles
-
+from vla_llm_gemma_fast.config import Settings
 
 Decoding = tuple[Tensor, Tensor, Tensor, Tensor]  # k, v [B S K H], q|k|v [(N+2K)H D], gate|up [2F D]
 

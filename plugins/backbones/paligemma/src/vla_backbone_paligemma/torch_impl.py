@@ -23,7 +23,7 @@ class PaliGemma(nn.Module):
         nn.init.zeros_(self.projector.bias)
 
     def embed_images(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Camera -> image tokens [B P D]; all cameras go through the encoder as one batch. uint8 becomes [-1, 1] here."""
+        """Camera -> image tokens [B P D]; all cameras go through the encoder as one batch; uint8 becomes [-1, 1]."""
         if not images:
             return {}
         stacked = torch.cat(list(images.values()))

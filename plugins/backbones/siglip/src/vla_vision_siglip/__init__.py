@@ -1,8 +1,7 @@
 """SigLIP vision encoder."""
 
-from vla_vision_siglip.config import Settings, presets
-
 from vla.parts import Part
+from vla_vision_siglip.config import Settings, presets
 
 PART = Part(
     kind="vision",

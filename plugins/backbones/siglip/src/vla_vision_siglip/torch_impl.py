@@ -12,9 +12,9 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from vla_vision_siglip.config import Settings
 
 from vla.torch_kit.ops import attend
+from vla_vision_siglip.config import Settings
 
 
 class Attention(nn.Module):

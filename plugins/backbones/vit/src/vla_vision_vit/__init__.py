@@ -1,8 +1,7 @@
 """Plain ViT vision encoder."""
 
-from vla_vision_vit.config import PRESETS, Settings
-
 from vla.parts import Part
+from vla_vision_vit.config import PRESETS, Settings
 
 PART = Part(
     kind="vision",

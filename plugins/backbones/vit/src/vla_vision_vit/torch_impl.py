@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from vla_vision_vit.config import Settings
 
 from vla.torch_kit.ops import attend
+from vla_vision_vit.config import Settings
 
 
 class Block(nn.Module):

@@ -259,6 +259,10 @@ class TabletopEnv(gymnasium.Env):
         mujoco.mj_forward(m, d)
 
     def _spots(self, n: int) -> list[np.ndarray]:
+        if self.settings.row:
+            (near, left), (far, right) = AREA
+            places = np.stack([np.full(n, (near + far) / 2), 0.75 * np.linspace(left, right, n)], 1)
+            return list(self.np_random.permutation(places) + self.np_random.uniform(-0.03, 0.03, (n, 2)))
         while True:  # draw again from scratch when the table is badly filled
             spots: list[np.ndarray] = []
             for _ in range(200):

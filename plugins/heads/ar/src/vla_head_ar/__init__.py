@@ -1,8 +1,7 @@
 """Autoregressive action-token head, and the model type pi0_fast."""
 
-from vla_head_ar.config import LAYOUT, Settings
-
 from vla.parts import ModelType, Part, has, is_true
+from vla_head_ar.config import LAYOUT, Settings
 
 PART = Part(
     kind="head",

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from vla_head_ar.config import Settings
 
 from vla.contracts import Actions, DecodeGrammar, Observation, Spec
 from vla.layout import BACKBONE
 from vla.torch_kit.model import Entry, Tokens
 from vla.torch_kit.ops import token_nll
+from vla_head_ar.config import Settings
 
 EOS = 1  # PaliGemma's end of text
 
@@ -81,7 +81,8 @@ class ARHead(nn.Module):
         last = self._last(cache.hidden["prompt"], obs.tokenized_prompt_mask, given.shape[1])
         n = rules.max_tokens
         ones = torch.ones(batch, n, dtype=torch.long, device=device)
-        mask, where = model.look(cache, [Tokens(("prompt", "target"), BACKBONE, last.new_empty(batch, n, 0), ones.bool(), ones)])
+        later = Tokens(("prompt", "target"), BACKBONE, last.new_empty(batch, n, 0), ones.bool(), ones)
+        mask, where = model.look(cache, [later])
         cache = model.room(cache, n)
         out = torch.zeros(batch, n, dtype=torch.long, device=device)
         for i in range(n):

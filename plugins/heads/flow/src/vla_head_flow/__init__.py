@@ -1,8 +1,7 @@
 """Flow-matching action head, and the model types pi0 and pi05."""
 
-from vla_head_flow.config import PRESETS, Settings, experts, layout
-
 from vla.parts import ModelType, Part, has, is_true
+from vla_head_flow.config import PRESETS, Settings, experts, layout
 
 
 def _needs(s: Settings):

@@ -15,11 +15,11 @@ import torch
 from attrs import evolve
 from torch import Tensor, nn
 from torch.nn import functional as F
-from vla_head_flow.config import Settings, varying
 
 from vla.contracts import Actions, Observation, Spec
 from vla.torch_kit.model import Entry, Tokens
 from vla.torch_kit.ops import time_embedding
+from vla_head_flow.config import Settings, varying
 
 
 class FlowHead(nn.Module):

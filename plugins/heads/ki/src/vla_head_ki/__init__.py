@@ -1,8 +1,7 @@
 """Knowledge insulation: a token head trains the backbone, a chunk head trains an insulated expert; and pi05_ki."""
 
-from vla_head_ki.config import Settings, layout
-
 from vla.parts import ModelType, Part, equals, is_true
+from vla_head_ki.config import Settings, layout
 
 PART = Part(
     kind="head",

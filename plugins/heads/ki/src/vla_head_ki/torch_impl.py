@@ -11,10 +11,10 @@ from typing import Any
 
 from attrs import evolve
 from torch import Tensor, nn
-from vla_head_ki.config import Settings
 
 from vla.contracts import Actions, DecodeGrammar, Observation, Spec
 from vla.torch_kit.model import Entry
+from vla_head_ki.config import Settings
 
 
 class KIHead(nn.Module):

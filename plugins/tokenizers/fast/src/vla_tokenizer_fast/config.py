@@ -29,7 +29,7 @@ class Fast:
 
 PRESETS = {
     "full": {},
-    "tiny": {"codes": 512},
+    "tiny": {"codes": 64, "scale": 3.0},
     "small": {},
     "public": {"source": "physical-intelligence/fast", "codes": 2048},
 }
