@@ -13,9 +13,10 @@ from typing import Any
 from vla.cli import console
 
 # Demonstrations, training steps at least and at most, minutes of training, episodes per evaluation.
-FULL = {"demonstrations": 1000, "steps": (200, 3000), "minutes": 6.5, "episodes": 50}
+FULL = {"demonstrations": 1000, "steps": (200, 2000), "minutes": 6.5, "episodes": 50}
 QUICK = {"demonstrations": 40, "steps": (20, 20), "minutes": 0.0, "episodes": 6}
 EXECUTE = 4  # steps executed of each chunk
+BATCH = 64
 NOISE = 0.3  # on executed actions in half of the demonstrations, so that they show how to recover
 HELD_OUT_SEED = 1  # of demonstrations that training does not see
 CALIBRATION = 12  # steps that measure this machine
@@ -96,7 +97,7 @@ def config(steps: int, seed: int) -> Any:
     from vla.training.config import TrainConfig
 
     return TrainConfig(
-        steps=steps, batch_size=32, seed=seed, lr=1e-3, precision="bfloat16", ema_decay=0.99, log_every=5,
+        steps=steps, batch_size=BATCH, seed=seed, lr=2e-3, precision="bfloat16", ema_decay=0.99, log_every=5,
         save_every=max(steps, 1), keep_last=1, device="auto",
     )  # fmt: skip
 
@@ -116,9 +117,9 @@ def _affordable(variant: Any, data: Any, scratch: Path, plan: dict[str, Any], se
         listeners=[lambda event, record: speeds.append(record["samples_per_s"]) if event == "step" else None],
     )  # fmt: skip
     shutil.rmtree(scratch)
-    steps = int(max(low, min(high, plan["minutes"] * 60 * speeds[-1] / 32)))
-    minutes = steps * 32 / speeds[-1] / 60
-    console.note(f"{speeds[-1]:.0f} samples/s on this machine: {steps} steps of 32, about {minutes:.1f} minutes")
+    steps = int(max(low, min(high, plan["minutes"] * 60 * speeds[-1] / BATCH)))
+    minutes = steps * BATCH / speeds[-1] / 60
+    console.note(f"{speeds[-1]:.0f} samples/s on this machine: {steps} steps of {BATCH}, about {minutes:.1f} minutes")
     return steps
 
 
