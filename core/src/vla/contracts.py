@@ -151,7 +151,7 @@ def check_observation(obs: Observation, spec: Spec, vocab_size: int | None = Non
 
     Raises:
         DataError: a camera is unknown or there is none, an image, the state or the prompt has a wrong shape, a value is
-            not finite, or a token id is beyond the vocabulary. The message names the field, what came, what was expected.
+            not finite, or a token id is beyond the vocabulary. The message names field, value and expectation.
     """
     import numpy as np
 

@@ -11,7 +11,7 @@ from vla.contracts import Spec
 
 
 def training_draws(head: Any, spec: Spec, batch: int, rng: np.random.Generator) -> dict[str, Any]:
-    """The draws of one training step: {} for a head that draws nothing, else float32 arrays by name (nested by slot)."""
+    """The draws of one training step: {} for a head that draws nothing, else arrays by name (nested by slot)."""
     return importlib.import_module(head.part.draws).draws(head, spec, batch, rng) if head.part.draws else {}
 
 

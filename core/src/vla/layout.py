@@ -172,7 +172,7 @@ class Layout:
         return Layout(tuple(map(stopped, self.rows)))
 
     def cacheable(self, varying: Iterable[str]) -> tuple[str, ...]:
-        """Roles whose keys and values can be computed once before sampling: they see no varying role, even indirectly."""
+        """Roles whose keys and values can be computed once before sampling: they see no varying role, at any remove."""
         tainted = set(varying)
         while more := {r.role for r in self.rows if r.role not in tainted and any(x.role in tainted for x in r.sees)}:
             tainted |= more

@@ -168,7 +168,7 @@ class Expert:
 
 @frozen
 class ModelType:
-    """A named tree: data, never code. `tree` holds part names and settings as a variant file does; `spec` the shapes."""
+    """A named tree: data, never code. `tree` holds part names and settings as a variant file, `spec` the shapes."""
 
     name: str
     summary: str

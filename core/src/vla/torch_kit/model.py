@@ -193,7 +193,7 @@ class VLA(nn.Module):
         return evolve(cache, layers=self.backbone.llm.room(cache.layers, tokens))
 
     def look(self, cache: Cache, tokens: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
-        """Mask [B n S+n] and positions [B n] of new tokens behind a cache: no value changes them, so compute them once."""
+        """Mask [B n S+n] and positions [B n] of new tokens behind a cache; no value changes them: compute once."""
         roles, valid = self._roles_and_valid(tokens)
         n = roles.shape[1]
         roles, valid = torch.cat([cache.roles, roles], 1), torch.cat([cache.valid, valid], 1)
