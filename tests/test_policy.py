@@ -79,6 +79,14 @@ def test_saved_opened_and_sampled_gives_bit_equal_actions(tmp_path, head, tokeni
     assert all(np.array_equal(x, after.runner.weights()[n]) for n, x in before.runner.weights().items())
 
 
+def test_one_directory_serves_both_frameworks(saved):
+    pytest.importorskip("flax")
+    rows = [observation(i) for i in range(2)]
+    answers = [vla.open(saved[1], f).infer_batch(rows, seeds=[1, 2]) for f in ("torch", "jax")]
+    for ours, theirs in zip(*answers, strict=True):
+        np.testing.assert_allclose(ours["actions"], theirs["actions"], atol=2e-4)
+
+
 def test_the_same_seed_gives_the_same_chunk_and_another_another(saved):
     policy = vla.open(saved[1], seed=7)
     first, second = (policy.infer(observation())["actions"] for _ in range(2))
