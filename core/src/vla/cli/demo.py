@@ -69,6 +69,9 @@ def run(out: Path, plan: dict[str, Any], seed: int = 0) -> Path:
         listeners=[lambda event, record: history.append({"event": event, **record})],
     )  # fmt: skip
 
+    losses = ", ".join(f"{k.removeprefix('loss/')} {v:.3f}" for k, v in result.metrics.items() if k.startswith("loss/"))
+    console.note(f"after {result.step} steps: {losses}; {result.metrics['samples_per_s']:.0f} samples/s")
+
     say(f"reopen: vla.open({str(result.model)!r})")
     policy = vla.open(result.model, seed=seed)
     beginner = untrained(variant, policy.model.stats, policy.model.tokenizer, seed=seed)

@@ -19,6 +19,7 @@ from vla.report import html
 from vla.report.plots import line_plot, small_multiples
 from vla.store import atomic_folder
 
+LEARNS = 200  # steps below which nobody should expect success
 FRAMES = 3  # recorded frames whose chunks are compared
 
 
@@ -74,9 +75,12 @@ def story_page(story: Story, chunks: dict[str, Any]) -> str:
         html.Section("Chunks: recorded, predicted, and through the FAST tokenizer", chunks["body"]),
         html.Section("Do it again", _again(story)),
     ]
+    lede = f"{story.variant.name}: {len(story.data.episodes)} demonstrations, {story.steps} training steps, {n} episodes."
+    if story.steps < LEARNS:
+        lede += " A quick run: enough to see that everything works, too little to learn the task."
     return html.page(
         "A policy composed by name",
-        f"{story.variant.name}: {len(story.data.episodes)} demonstrations, {story.steps} training steps, {n} episodes.",
+        lede,
         sections,
         [
             (f"{first.rate:.0%}", f"success ({low:.0%} to {high:.0%})"),
@@ -87,10 +91,11 @@ def story_page(story: Story, chunks: dict[str, Any]) -> str:
 
 
 def _acts(story: Story, first: Evaluation, other: Evaluation) -> str:
+    width = story.policy.model.stats["state"].mean.size
     words = html.text(
-        "The policy sees two cameras, eight numbers about its arm and one sentence. Scenes and instructions of these "
-        "episodes occur in no demonstration. It executes "
-        f"{first.execute} steps of each predicted chunk and looks again.",
+        f"The policy sees {len(story.variant.spec.cameras)} cameras, {width} numbers about its arm and one sentence. No "
+        f"scene of these episodes occurs in a demonstration. It executes {first.execute} steps of each predicted chunk "
+        "and looks again.",
         f"With the instruction that decides success it succeeds in {first}. Told the name of another block that is on "
         f"the table, with success still judged by the first instruction, it succeeds in {other}.",
     )
