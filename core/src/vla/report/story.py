@@ -75,7 +75,8 @@ def story_page(story: Story, chunks: dict[str, Any]) -> str:
         html.Section("Chunks: recorded, predicted, and through the FAST tokenizer", chunks["body"]),
         html.Section("Do it again", _again(story)),
     ]
-    lede = f"{story.variant.name}: {len(story.data.episodes)} demonstrations, {story.steps} training steps, {n} episodes."
+    demonstrations = len(story.data.episodes)
+    lede = f"{story.variant.name}: {demonstrations} demonstrations, {story.steps} training steps, {n} episodes."
     if story.steps < LEARNS:
         lede += " A quick run: enough to see that everything works, too little to learn the task."
     return html.page(
@@ -93,9 +94,9 @@ def story_page(story: Story, chunks: dict[str, Any]) -> str:
 def _acts(story: Story, first: Evaluation, other: Evaluation) -> str:
     width = story.policy.model.stats["state"].mean.size
     words = html.text(
-        f"The policy sees {len(story.variant.spec.cameras)} cameras, {width} numbers about its arm and one sentence. No "
-        f"scene of these episodes occurs in a demonstration. It executes {first.execute} steps of each predicted chunk "
-        "and looks again.",
+        f"The policy sees {len(story.variant.spec.cameras)} cameras, {width} numbers about its arm and one sentence. "
+        "No scene of these episodes occurs in a demonstration. "
+        f"It executes {first.execute} steps of each predicted chunk and looks again.",
         f"With the instruction that decides success it succeeds in {first}. Told the name of another block that is on "
         f"the table, with success still judged by the first instruction, it succeeds in {other}.",
     )
