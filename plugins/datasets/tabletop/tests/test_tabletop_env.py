@@ -192,3 +192,15 @@ def test_the_robot_adapter_puts_cameras_in_their_places(tmp_path):
     out = fit({"images/front": pixels, "images/wrist": pixels + 1, "state": np.zeros(8)})
     assert out["images/base_0_rgb"].max() == 0 and out["images/left_wrist_0_rgb"].min() == 1
     assert not out["image_masks/right_wrist_0_rgb"] and "images/front" not in out
+
+
+def test_a_row_keeps_the_order_of_the_colours():
+    settings = EnvSettings(families=("touch",), colors=("red", "green", "blue"), n_blocks=3, row=True)
+    inner = make(settings, images=False).unwrapped
+    for seed in range(5):
+        inner.reset(seed=seed)
+        assert inner.colors == ["red", "green", "blue"]
+        sides = [inner.block(i)[1] for i in range(3)]
+        assert sides == sorted(sides)
+    with pytest.raises(SettingsError, match="plates"):
+        EnvSettings(row=True)

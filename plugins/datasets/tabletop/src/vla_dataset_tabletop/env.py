@@ -239,6 +239,8 @@ class TabletopEnv(gymnasium.Env):
         rng, m, d = self.np_random, self.model, self.data
         mujoco.mj_resetData(m, d)
         self.colors = [str(c) for c in rng.choice(list(self.settings.colors), len(self._blocks), replace=False)]
+        if self.settings.row:
+            self.colors.sort(key=self.settings.colors.index)
         self.plates = [str(p) for p in rng.permutation(list(PLATES))][: self._n_plates]
         for i, color in enumerate(self.colors):
             m.geom(f"block{i}").rgba[:3] = COLORS[color]
@@ -262,7 +264,7 @@ class TabletopEnv(gymnasium.Env):
         if self.settings.row:
             (near, left), (far, right) = AREA
             places = np.stack([np.full(n, (near + far) / 2), 0.75 * np.linspace(left, right, n)], 1)
-            return list(self.np_random.permutation(places) + self.np_random.uniform(-0.03, 0.03, (n, 2)))
+            return list(places + self.np_random.uniform(-0.03, 0.03, (n, 2)))
         while True:  # draw again from scratch when the table is badly filled
             spots: list[np.ndarray] = []
             for _ in range(200):
