@@ -21,6 +21,7 @@ BROKEN = {
     "exits_quietly": ("raise SystemExit", ["SystemExit"]),
     "lacks_a_dependency": ("import no_such_package_anywhere", ["ModuleNotFoundError", "no_such_package_anywhere"]),
     "has_a_syntax_error": ("def (", ["SyntaxError"]),
+    "its_file_is_gone": (None, ["ModuleNotFoundError", "bad_module"]),
     "lacks_the_object": ("OTHER = 1", ["AttributeError", "PART"]),
     "publishes_a_wrong_type": ("PART = dict(kind='head')", ["is a dict, not a vla.Part"]),
     "publishes_a_wrong_kind": (PART + "PART = Part('llm', 'bad', '')", ["it is a 'llm'", "as a 'head'"]),
@@ -46,7 +47,7 @@ BROKEN = {
 @pytest.fixture(params=sorted(BROKEN))
 def broken(request, world):
     source, words = BROKEN[request.param]
-    world.add("bad-dist", {"vla.heads": {"bad": "bad_module:PART"}}, {"bad_module": source})
+    world.add("bad-dist", {"vla.heads": {"bad": "bad_module:PART"}}, {"bad_module": source} if source else {})
     return words
 
 
