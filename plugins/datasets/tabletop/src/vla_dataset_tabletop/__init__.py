@@ -4,7 +4,8 @@ from vla.parts import Part
 from vla_dataset_tabletop.config import DatasetSettings, EnvSettings, RobotSettings
 
 _TINY = {
-    "families": ("touch",), "colors": ("red", "green", "blue"), "n_blocks": 3, "image_size": 64, "spread": 0.08, "row": True,
+    "families": ("touch",), "colors": ("red", "green", "blue"), "n_blocks": 3, "image_size": 64, "spread": 0.08,
+    "row": True,
 }  # fmt: skip
 
 PART = Part(

@@ -60,8 +60,8 @@ class EnvSettings:
         spread: how far from the middle of the table the hand starts, in metres: up to this much forth, back and to each
             side, and 0.4 of it in height. Where starts differ little, the pose tells a policy where it was going.
         row: the blocks stand side by side in the order of `colors`, each within 3 cm of its place in a row across the
-            table: the instruction then says roughly where to go, and the pictures say exactly. Otherwise a policy has to
-            find the named colour first, which takes a small one far longer to learn. Needs families without plates.
+            table: the instruction then says roughly where to go, and the pictures say exactly. Otherwise a policy has
+            to find the named colour first, which takes a small one far longer. Needs families without plates.
         max_steps: steps at 10 Hz after which an episode is cut; 0: 30 for touch alone, else 80.
         seed: the seed of the first `reset()` that is not given one.
     """
