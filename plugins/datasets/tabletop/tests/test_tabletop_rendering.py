@@ -57,7 +57,7 @@ def test_no_way_to_render_is_one_clear_error(monkeypatch):
 
 
 def test_what_the_user_asks_for_is_tried_alone(monkeypatch):
-    monkeypatch.delenv(rendering.REMEMBER, raising=False)
+    monkeypatch.setenv(rendering.REMEMBER, "")  # so that what is set below is forgotten again
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     monkeypatch.setattr(rendering, "_probe", lambda way: f"no {way} here")
@@ -65,7 +65,6 @@ def test_what_the_user_asks_for_is_tried_alone(monkeypatch):
         rendering._choose()
     monkeypatch.setattr(rendering, "_probe", lambda way: "")
     assert rendering._choose() == "osmesa" == os.environ[rendering.REMEMBER]
-    monkeypatch.delenv(rendering.REMEMBER)
 
 
 def test_a_probe_reports_why_it_failed():
