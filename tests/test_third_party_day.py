@@ -1,7 +1,7 @@
 """A third party's day: a package made with `vla new`, outside the repository, works everywhere, and core knows nothing of it.
 
-"A fresh environment" is a folder made by `pip install --target` that is put on PYTHONPATH of subprocesses: the package is
-built and installed by pip as for anybody else, and the frameworks are not installed a second time.
+The fresh environment is a virtual environment of its own, into which pip builds and installs the package as for anybody
+else; what is installed here already (the frameworks, core, our parts) is seen through it and not installed again.
 """
 
 import ast
@@ -9,7 +9,9 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 from pathlib import Path
 
 import pytest
@@ -50,18 +52,23 @@ print("trained", framework, run.step)
 
 
 def python(*words, path=(), timeout=300, cwd=None):
-    """Run Python in a subprocess with these folders on its path."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONDONTWRITEBYTECODE": "1"}
+    """Run Python in a subprocess: that of an environment among `path`, if there is one; other folders go on its path."""
+    runs = next((p / "bin" / "python" for p in path if (p / "bin" / "python").exists()), sys.executable)
+    folders = [str(p) for p in path if not (p / "bin" / "python").exists()]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        [sys.executable, *map(str, words)], capture_output=True, text=True, env=env, timeout=timeout, cwd=cwd
+        [runs, *map(str, words)], capture_output=True, text=True, env=env, timeout=timeout, cwd=cwd
     )
     return done.returncode, done.stdout + done.stderr
 
 
 def install(target, *packages):
-    """Build and install packages as anybody's pip would; what they depend on is here already."""
-    words = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
-    code, text = python(*words, "--target", target, *packages)
+    """A fresh environment with these packages, built and installed by pip; what they depend on is seen through it."""
+    venv.create(target, with_pip=False)
+    site = sysconfig.get_path("purelib", vars={"base": str(target)})
+    Path(site, "seen_through.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+    words = ["-m", "pip", "--python", target / "bin" / "python", "--disable-pip-version-check", "install", "-q"]
+    code, text = python(*words, "--no-deps", "--no-build-isolation", "--no-index", *packages)
     assert code == 0, text
 
 
