@@ -246,3 +246,9 @@ def cpu_ms(code, times=5):
 def test_starting_is_quick(code, least):
     """Goals on a quiet machine; the test allows three times as much, a shared machine being what it is."""
     assert cpu_ms(code) < 3 * least
+
+
+def test_show_counts_bytes():
+    from vla.cli.show import _bytes
+
+    assert [_bytes(n) for n in (512, 2_070_000, 13_413_735_488)] == ["512 B", "2.07 MB", "13.4 GB"]

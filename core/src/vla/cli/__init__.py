@@ -24,8 +24,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "record": ("vla.cli.record:main", "record demonstrations in an environment"),
     "stats": ("vla.cli.stats:main", "normalisation statistics of a dataset"),
     "tokenizer": ("vla.cli.tokenizer:main", "fit and inspect action tokenizers"),
-    "import": ("vla.cli.import_:main", "a model directory from an openpi, LeRobot or Hugging Face checkpoint"),
-    "parity": ("vla.cli.parity:main", "compare frameworks, or ours with theirs, on the same weights"),
+    "import": ("vla.cli.import_:main", "a model directory from an openpi checkpoint"),
+    "parity": ("vla.cli.parity:main", "compare PyTorch and JAX on the same weights, input and noise"),
     "new": ("vla.cli.new:main", "write a new plugin package"),
     "check": ("vla.cli.check:main", "run the conformance kit on an installed part"),
 }

@@ -124,7 +124,10 @@ def variant_page(variant: Variant, sizes: bool = True) -> list[Any]:
         parts_tree(variant, counts),
     ]
     if counts:
-        page.append(f"{_count(sum(counts.values()))} parameters in all\n")
+        total = sum(counts.values())
+        page.append(
+            f"{_count(total)} parameters in all: {_bytes(4 * total)} at float32, {_bytes(2 * total)} at bfloat16\n"
+        )
     page.append(f"[dim]{console.escape(remark)}[/]\n" if remark else "")
     page += ["[bold]layout[/]", console.escape(str(layout)) + "\n"]
     page += ["[bold]who sees whom[/] (rows look, columns are seen)", console.escape(pictures.mask_text(layout)) + "\n"]
@@ -189,6 +192,10 @@ def _count(n: int) -> str:
         if n >= size:
             return f"{n / size:.3g} {unit}"
     return str(n)
+
+
+def _bytes(n: int) -> str:
+    return _count(n).replace("B", "G") + ("B" if n >= 1000 else " B")
 
 
 def count_parameters(variant: Variant) -> tuple[dict[str, int], str]:
