@@ -5,14 +5,14 @@ import math
 
 import numpy as np
 import pytest
-from attrs import frozen
+from attrs import evolve, frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla import evaluation
 from vla.compose import resolve
 from vla.errors import DataError, SettingsError
-from vla.evaluation import rollout, video
+from vla.evaluation import rollout, summary, video
 from vla.evaluation.baselines import MeanAction
 from vla.evaluation.results import Episode, Evaluation, compare, wilson
 from vla.parts import Part
@@ -110,6 +110,59 @@ def test_a_policy_that_listens_succeeds_and_fails_when_told_otherwise():
     assert ToyEnv.opened == 0
 
 
+class Sighted(Obedient):
+    """Goes where the picture says, whatever it is told; keeps what it was shown."""
+
+    def infer_batch(self, rows, *, seeds=None):
+        self.asked += [(row["state"], row["images"]) for row in rows]
+        ways = [1 if row["images"]["front"][0, 0, 1] == 255 else -1 for row in rows]
+        return [{"actions": np.full((self.horizon, 2), way, np.float64)} for way in ways]
+
+
+class Signpost(ToyEnv):
+    """The picture shows the way in green, and in red which episode it is of."""
+
+    def _obs(self):
+        image = np.zeros((16, 16, 3), np.uint8)
+        image[..., 0], image[..., 1] = self.number, 255 * (self.side > 0)
+        return {**super()._obs(), "images": {"front": image}}
+
+    def reset(self, *, seed=None, options=None):
+        self.number = seed
+        return super().reset(seed=seed)
+
+
+def test_a_policy_that_looks_succeeds_and_is_led_astray_by_the_pictures_of_another_scene(monkeypatch):
+    monkeypatch.setattr("vla.compose.load_object", lambda where, what="": Signpost)
+    policy = Sighted()
+    own = evaluation.evaluate(policy, toy(), episodes=20, num_envs=4)
+    assert own.successes == 20 and own.pictures == "given"
+    swapped = evaluation.evaluate(policy, toy(), episodes=20, num_envs=4, pictures="swapped")
+    # The first batch: environment i is shown what environment i + 1 sees.
+    assert [int(images["front"][0, 0, 0]) for _, images in policy.asked[:4]] == [1, 2, 3, 0]
+    assert 0 < swapped.successes < 20 and swapped.to_dict()["pictures"] == "swapped"
+    assert [(e.seed, e.prompt, e.told) for e in swapped.episodes] == [(e.seed, e.prompt, e.told) for e in own.episodes]
+    assert swapped == evolve(
+        evaluation.evaluate(policy, toy(), episodes=20, num_envs=4, pictures="swapped"), seconds=swapped.seconds
+    )
+    assert "pictures of another scene" in summary.report_page([own, swapped])
+    assert ToyEnv.opened == 0
+
+
+def test_a_policy_that_only_listens_does_not_notice_other_pictures():
+    told = evaluation.evaluate(Obedient(), toy(), episodes=9, num_envs=3)
+    swapped = evaluation.evaluate(Obedient(), toy(), episodes=9, num_envs=3, pictures="swapped")
+    assert told.episodes == swapped.episodes
+    both = evaluation.evaluate(Obedient(), toy(), episodes=2, pictures="swapped", instruction="shuffled")
+    assert summary.name_of(both) == "obedient (instruction shuffled, pictures of another scene)"
+
+
+@pytest.mark.parametrize("options", [{"episodes": 1}, {"episodes": 5, "num_envs": 1}])
+def test_pictures_of_another_scene_need_another_scene(options):
+    with pytest.raises(SettingsError, match="no other scene"):
+        evaluation.evaluate(Obedient(), toy(), pictures="swapped", **options)
+
+
 def test_the_same_seeds_give_the_same_episodes_however_many_run_together():
     runs = [evaluation.evaluate(Obedient(), toy(), episodes=9, num_envs=n, seed=5).episodes for n in (1, 2, 9)]
     assert runs[0] == runs[1] == runs[2]
@@ -156,6 +209,7 @@ def test_results_read_as_tables_and_json():
         ({"episodes": 0}, "episodes"),
         ({"instruction": "loud"}, "shuffled"),
         ({"execute": -1}, "execute"),
+        ({"pictures": "upside down"}, "swapped"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

@@ -6,7 +6,10 @@ from typing import Any
 
 from vla.cli import console
 
-BASELINES = ("untrained", "shuffled", "mean-action")
+BASELINES = ("untrained", "shuffled", "swapped", "mean-action")
+
+# The policy itself, told or shown something else.
+CONTROLS = {"shuffled": {"instruction": "shuffled"}, "swapped": {"pictures": "swapped"}}
 
 
 def evaluate(
@@ -40,8 +43,8 @@ def evaluate(
         seed: chooses the episodes.
         execute: steps executed of each chunk before a new one is asked for; 0: the whole chunk.
         num_envs: environments stepped together, so that the model runs on batches.
-        against: a baseline on the same episodes: untrained, shuffled (told another instruction), mean-action (needs
-            --data); may be repeated.
+        against: a baseline on the same episodes: untrained, shuffled (told another instruction), swapped (shown the
+            pictures of another scene), mean-action (needs --data); may be repeated.
         data: demonstrations, for the mean action.
         framework: torch or jax.
         device: cpu, cuda, ...; default: an accelerator when there is one.
@@ -68,22 +71,24 @@ def evaluate(
     table = env_table(env, preset, set)
     policy = open_policy(model, framework, device=device or None, num_steps=num_steps or None)
     films: list[Any] = []
-    found = []
+    found: list[Any] = []
     with Progress(console=Console(stderr=True), transient=True) as bar:
 
-        def one(acting: Any, instruction: str = "given", film: bool = False) -> None:
-            line = bar.add_task(f"{acting.name}, {instruction} instruction", total=episodes)
+        def one(acting: Any, label: str, instruction: str = "given", pictures: str = "given") -> None:
+            line = bar.add_task(label, total=episodes)
+            film = bool(out) and not found
             found.append(
                 run(
                     acting, table, episodes=episodes, seed=seed, execute=execute, num_envs=num_envs,
-                    instruction=instruction, clips=clips if film and out else 0, on_clip=films.append,
+                    instruction=instruction, pictures=pictures, clips=clips if film else 0, on_clip=films.append,
                     on_episode=lambda episode: bar.advance(line),
                 )
             )  # fmt: skip
 
-        one(policy, film=True)
+        one(policy, policy.name)
         for name in against:
-            one(*_baseline(name, policy, data, framework, device))
+            acting = _baseline(name, policy, data, framework, device)
+            one(acting, name, **CONTROLS.get(name, {}))
     if out:
         console.note(f"report: {save_report(out, found, films, overwrite=overwrite)}")
     if json:
@@ -110,18 +115,18 @@ def env_table(env: str, preset: str, sets: list[str]) -> dict[str, Any]:
     return {"part": env, **({"preset": preset} if preset else {}), **values}
 
 
-def _baseline(name: str, policy: Any, data: str, framework: str, device: str) -> tuple[Any, str]:
-    if name == "shuffled":
-        return policy, "shuffled"
+def _baseline(name: str, policy: Any, data: str, framework: str, device: str) -> Any:
+    if name in CONTROLS:
+        return policy
     if name == "untrained":
         from vla.policy import untrained
 
         m = policy.model
-        return untrained(m.variant, m.stats, m.tokenizer, framework, device=device or None), "given"
+        return untrained(m.variant, m.stats, m.tokenizer, framework, device=device or None)
     from vla.datasets import open_dataset
     from vla.evaluation import MeanAction
 
-    return MeanAction(open_dataset(data), policy.variant.spec.action_horizon), "given"
+    return MeanAction(open_dataset(data), policy.variant.spec.action_horizon)
 
 
 def main(argv: list[str]) -> int:

@@ -44,6 +44,7 @@ class Evaluation:
     episodes: tuple[Episode, ...]
     seconds: float = 0.0
     digest: str = ""  # identity of the model
+    pictures: str = "given"  # given | swapped
 
     @property
     def successes(self) -> int:
@@ -78,6 +79,7 @@ class Evaluation:
             "env_settings": dict(self.settings),
             "execute": self.execute,
             "instruction": self.instruction,
+            "pictures": self.pictures,
             "success": {"rate": self.rate, "low": low, "high": high, "n": len(self.episodes)},  # 95 % Wilson
             "tasks": [
                 {"task": t, "successes": k, "episodes": n, "low": lo, "high": hi} for t, k, n, (lo, hi) in self.tasks()

@@ -19,6 +19,7 @@ from vla.evaluation.results import Episode, Evaluation
 from vla.policy import Acts
 
 INSTRUCTIONS = ("given", "shuffled")
+PICTURES = ("given", "swapped")
 MOST = 10_000  # episodes of one seed
 MAX_STEPS = 10_000  # an environment that never ends is a bug, not an episode
 
@@ -38,6 +39,7 @@ class _Run:
 
     index: int
     seed: int
+    slot: int
     env: Any
     obs: Mapping[str, Any]
     info: Mapping[str, Any]
@@ -59,6 +61,7 @@ def evaluate(
     execute: int = 0,
     num_envs: int = 8,
     instruction: str = "given",
+    pictures: str = "given",
     clips: int = 0,
     on_clip: Callable[[Clip], None] | None = None,
     on_episode: Callable[[Episode], None] | None = None,
@@ -74,12 +77,16 @@ def evaluate(
         num_envs: environments stepped together.
         instruction: "given", or "shuffled": the policy is told another instruction that makes sense in the same scene,
             while success is judged by the true one. A policy that listens to language fails then.
+        pictures: "given", or "swapped": with its own state and instruction the policy is shown what the cameras of the
+            next environment see at that moment. A policy that looks fails then. Which scene it sees follows from
+            `num_envs`: keep that the same when two such runs are to be the same.
         clips: successes and failures of which frames are kept, this many of each.
         on_clip, on_episode: called as episodes end.
 
     Raises:
         PartError: the environment is not installed.
-        SettingsError: a setting is unknown or wrong, or the environment has no other instruction to give.
+        SettingsError: a setting is unknown or wrong, the environment has no other instruction to give, or there is no
+            other environment to take pictures from.
         DataError: the policy cannot read the observation, or its actions have another width than the environment's.
     """
     chosen = _chosen(env)
@@ -90,26 +97,38 @@ def evaluate(
             raise SettingsError("out of range", field=name, got=values[name], expected=f"{low} to {high}")
     if instruction not in INSTRUCTIONS:
         raise SettingsError("unknown way to instruct", field="instruction", got=instruction, expected=INSTRUCTIONS)
+    if pictures not in PICTURES:
+        raise SettingsError("unknown way to show pictures", field="pictures", got=pictures, expected=PICTURES)
+    slots = min(num_envs, episodes)
+    if pictures == "swapped" and slots < 2:
+        raise SettingsError(
+            "there is no other scene to take pictures from", field="pictures", got=f"{num_envs} environments, "
+            f"{episodes} episodes", expected="at least 2 of each", fix="raise num_envs and episodes, e.g. to 8 and 50",
+        )  # fmt: skip
     began = time.perf_counter()
     policy.reset()
     make = _maker(chosen)
     todo = list(range(episodes))[::-1]
-    running: list[_Run] = []
-    idle: list[Any] = []
+    envs: list[Any] = []
+    running: dict[int, _Run] = {}  # by slot, the number of its environment
+    views: list[Any] = [None] * slots  # what the cameras of each environment saw last
     done: dict[int, Episode] = {}
     kept = {True: 0, False: 0}
     try:
-        idle = [make() for _ in range(min(num_envs, episodes))]
+        for _ in range(slots):
+            envs.append(make())
         while todo or running:
-            while todo and idle:
-                running.append(_begin(idle[-1], todo.pop(), seed, instruction, clips > 0))
-                idle.pop()
-            _ask(policy, running)
-            for run in list(running):
-                if not _step(run, execute, clips > 0):
+            for slot in range(slots):
+                if todo and slot not in running:
+                    running[slot] = _begin(envs[slot], slot, todo.pop(), seed, instruction, clips > 0)
+                    views[slot] = running[slot].obs.get("images")
+            _ask(policy, [running[slot] for slot in sorted(running)], views if pictures == "swapped" else None)
+            for slot, run in sorted(running.items()):
+                over = _step(run, execute, clips > 0)
+                views[slot] = run.obs.get("images")
+                if not over:
                     continue
-                running.remove(run)
-                idle.append(run.env)
+                del running[slot]
                 done[run.index] = episode = _episode(run)
                 if on_episode:
                     on_episode(episode)
@@ -117,8 +136,8 @@ def evaluate(
                     kept[episode.success] += 1
                     on_clip(Clip(episode, run.frames, _hz(run.env)))
     finally:
-        for one in [*idle, *(run.env for run in running)]:
-            one.close()
+        for env in envs:
+            env.close()
     return Evaluation(
         policy=getattr(policy, "name", type(policy).__name__),
         env=chosen.part.name,
@@ -127,6 +146,7 @@ def evaluate(
         instruction=instruction,
         episodes=tuple(done[i] for i in range(episodes)),
         seconds=time.perf_counter() - began,
+        pictures=pictures,
         digest=getattr(getattr(policy, "model", None), "digest", ""),
     )
 
@@ -149,11 +169,12 @@ def _maker(chosen: Any) -> Callable[[], Any]:
     return lambda: make(chosen.settings)
 
 
-def _begin(env: Any, index: int, seed: int, instruction: str, film: bool) -> _Run:
+def _begin(env: Any, slot: int, index: int, seed: int, instruction: str, film: bool) -> _Run:
     obs, info = env.reset(seed=first_seed(seed) + index)
     prompt = str(obs.get("prompt", ""))
     told = prompt if instruction == "given" else _another(env, prompt, first_seed(seed) + index)
-    return _Run(index, first_seed(seed) + index, env, obs, info, prompt, told, [_frame(obs)] if film else [])
+    film_so_far = [_frame(obs)] if film else []
+    return _Run(index, first_seed(seed) + index, slot, env, obs, info, prompt, told, film_so_far)
 
 
 def _another(env: Any, prompt: str, seed: int) -> str:
@@ -168,12 +189,14 @@ def _another(env: Any, prompt: str, seed: int) -> str:
     return others[zlib.crc32(f"{seed} {prompt}".encode()) % len(others)]
 
 
-def _ask(policy: Acts, running: list[_Run]) -> None:
-    """New chunks, in one batch, for the runs that have none left."""
+def _ask(policy: Acts, running: list[_Run], views: Sequence[Any] | None) -> None:
+    """New chunks, in one batch, for the runs that have none left; with `views`, each sees the next environment's."""
     needy = [run for run in running if run.chunk is None]
     if not needy:
         return
     rows = [{**run.obs, "prompt": run.told} for run in needy]
+    if views is not None:
+        rows = [{**row, "images": views[(run.slot + 1) % len(views)]} for row, run in zip(rows, needy, strict=True)]
     answers = policy.infer_batch(rows, seeds=[run.seed * 1000 + run.calls for run in needy])
     for run, answer in zip(needy, answers, strict=True):
         chunk = np.asarray(answer["actions"], np.float64)

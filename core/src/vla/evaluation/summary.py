@@ -71,8 +71,10 @@ def success_body(evaluations: Sequence[Evaluation]) -> str:
 
 
 def name_of(evaluation: Evaluation) -> str:
-    """The policy's name, and how it was instructed if not as usual."""
-    return evaluation.policy + (" (instruction shuffled)" if evaluation.instruction == "shuffled" else "")
+    """The policy's name, and what it was told and shown if not as usual."""
+    shuffled, swapped = evaluation.instruction == "shuffled", evaluation.pictures == "swapped"
+    notes = ["instruction shuffled"] * shuffled + ["pictures of another scene"] * swapped
+    return f"{evaluation.policy} ({', '.join(notes)})" if notes else evaluation.policy
 
 
 def task_body(evaluation: Evaluation) -> str:
