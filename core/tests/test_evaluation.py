@@ -9,13 +9,15 @@ from attrs import evolve, frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla import evaluation
+from vla import compose, evaluation
 from vla.compose import resolve
+from vla.datasets import DatasetInfo, create_dataset, open_dataset
 from vla.errors import DataError, SettingsError
-from vla.evaluation import rollout, summary, video
-from vla.evaluation.baselines import MeanAction
+from vla.evaluation import baselines, rollout, summary, video
+from vla.evaluation.baselines import MeanAction, NearestNeighbour
 from vla.evaluation.results import Episode, Evaluation, compare, wilson
 from vla.parts import Part
+from vla.transforms.images import resize_with_pad
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -73,7 +75,10 @@ def toy(**settings):
 
 @pytest.fixture(autouse=True)
 def toy_is_importable(monkeypatch):
-    monkeypatch.setattr("vla.compose.load_object", lambda where, what="": ToyEnv)
+    real = compose.load_object
+    monkeypatch.setattr(
+        "vla.compose.load_object", lambda where, what="": ToyEnv if where.endswith(":ToyEnv") else real(where, what)
+    )
     ToyEnv.opened = 0
 
 
@@ -254,6 +259,127 @@ def test_the_mean_action_is_the_mean():
 
     answer = MeanAction(Demonstrations(), horizon=2).infer_batch([{}, {}])
     np.testing.assert_allclose(answer[1]["actions"], [[0.5, 0.2], [0.5, 0.2]], atol=1e-7)
+
+
+def recorded(folder, episodes=6, length=9, prompts=("go left", "go right"), video=False):
+    """Demonstrations with two cameras, written as a dataset."""
+    rng = np.random.default_rng(3)
+    info = DatasetInfo({"front": (24, 32), "wrist": (16, 16)}, state_dim=3, action_dim=2, hz=10)
+    with create_dataset(folder, info, video=video) as writer:
+        for e in range(episodes):
+            for _ in range(length):
+                images = {k: rng.integers(0, 256, (*size, 3), dtype=np.uint8) for k, size in info.cameras.items()}
+                state = np.array([rng.normal(0, 100), rng.normal(0, 0.01), 7.0])  # other scales, and a constant
+                row = {"images": images, "state": state, "action": rng.normal(size=2)}
+                writer.add({**row, "prompt": prompts[e % len(prompts)]})
+            writer.end_episode()
+    return open_dataset(folder)
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory):
+    pytest.importorskip("vla_dataset_lerobot")
+    return recorded(tmp_path_factory.mktemp("nearest") / "data")
+
+
+def test_the_nearest_to_a_demonstrated_moment_is_that_moment(demonstrations, tmp_path):
+    policy = NearestNeighbour(demonstrations, horizon=4, folder=tmp_path)
+    rows = [demonstrations.sample(i, 4) for i in range(len(demonstrations))]
+    for i, (row, answer) in enumerate(zip(rows, policy.infer_batch(rows), strict=True)):
+        assert answer["frame"] == i
+        # Cut at the end of its episode: nobody demonstrated the repeated actions.
+        assert len(answer["actions"]) == min(4, 9 - i % 9)
+        np.testing.assert_array_equal(answer["actions"], row["actions"][: len(answer["actions"])])
+
+
+def test_instructions_are_kept_apart_and_new_ones_look_everywhere(demonstrations, tmp_path):
+    policy = NearestNeighbour(demonstrations, folder=tmp_path)
+    row = demonstrations.sample(3, 1)  # of "go left"
+    other = policy.nearest({**row, "prompt": "go right"})
+    assert demonstrations.prompts()[other] == "go right"
+    assert policy.nearest({**row, "prompt": "dance"}) == 3
+
+
+def test_the_distance_is_the_one_that_is_promised(demonstrations, tmp_path, monkeypatch):
+    """By hand, in float64, over all frames at once; the blocks are small so that there are several."""
+    monkeypatch.setattr(baselines, "BLOCK", 5)
+    policy = NearestNeighbour(demonstrations, folder=tmp_path)
+    n = len(demonstrations)
+    small = [
+        np.stack([resize_with_pad(demonstrations.sample(i, 1)["images"][k], 8, 8) for i in range(n)]).astype(float)
+        for k in ("front", "wrist")
+    ]
+    states = demonstrations.states().astype(float)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        a, b, c = rng.integers(0, n, 3)
+        row = {
+            "state": states[a] + 0.1 * states[b],
+            "images": {
+                "front": demonstrations.sample(b, 1)["images"]["front"],
+                "wrist": demonstrations.sample(c, 1)["images"]["wrist"],
+            },
+            "prompt": "anything",
+        }
+        sd = np.array([states[:, 0].std(), states[:, 1].std(), 1.0])
+        distance = np.square((states - row["state"]) / sd).mean(1)
+        for pixels, at in zip(small, (b, c), strict=True):
+            distance += np.square(pixels - pixels[at]).mean((1, 2, 3)) / pixels.var(0).mean()
+        assert policy.nearest(row) == distance.argmin()
+
+
+def test_pictures_are_decoded_once_and_kept_small(demonstrations, tmp_path):
+    seen = []
+    NearestNeighbour(demonstrations, folder=tmp_path, progress=lambda done, of: seen.append((done, of)))
+    assert seen == [(i, 6) for i in range(1, 7)]
+    NearestNeighbour(demonstrations, folder=tmp_path, progress=lambda done, of: seen.append("again"))
+    assert seen[-1] == (6, 6)
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_size < 54 * 2 * 8 * 8 * 3 + 300
+
+
+def test_the_nearest_neighbour_takes_part_in_evaluation(tmp_path):
+    """Demonstrated in the environment itself, it goes where it is told."""
+    pytest.importorskip("vla_dataset_lerobot")
+    info = DatasetInfo({"front": (16, 16), "wrist": (12, 16)}, state_dim=1, action_dim=2, hz=10)
+    with create_dataset(tmp_path / "data", info) as writer:
+        for seed in range(4):
+            env = ToyEnv(ToySettings())
+            seen, _ = env.reset(seed=100 + seed)
+            for _ in range(3):
+                action = np.array([env.side, 0.0])
+                writer.add({**seen, "action": action})
+                seen = env.step(action)[0]
+            writer.end_episode()
+            env.close()
+    policy = NearestNeighbour(open_dataset(tmp_path / "data"), horizon=2, folder=tmp_path / "frames")
+    assert {*policy.dataset.prompts()} == {"go left", "go right"}
+    assert evaluation.evaluate(policy, toy(), episodes=10, num_envs=3).successes == 10
+    assert evaluation.evaluate(policy, toy(), episodes=10, num_envs=3, instruction="shuffled").successes == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda row: {**row, "images": {"front": row["images"]["front"]}}, "lacks a camera"),
+        (lambda row: {**row, "state": np.zeros(5)}, "3 finite numbers"),
+        (lambda row: {**row, "state": np.array([0, np.nan, 0])}, "3 finite numbers"),
+    ],
+)
+def test_observations_of_another_robot_are_refused(demonstrations, tmp_path, change, message):
+    policy = NearestNeighbour(demonstrations, folder=tmp_path)
+    with pytest.raises(DataError, match=message):
+        policy.infer_batch([change(demonstrations.sample(0, 1))])
+
+
+def test_nothing_demonstrated_is_said(demonstrations):
+    class Empty:
+        def __len__(self):
+            return 0
+
+    for baseline in (MeanAction, NearestNeighbour):
+        with pytest.raises(DataError, match="empty"):
+            baseline(Empty())
 
 
 def test_wilson_against_values_from_a_table():

@@ -6,8 +6,8 @@ from typing import Any
 
 from vla.cli import console
 
-BASELINES = ("untrained", "shuffled", "swapped", "mean-action")
-
+BASELINES = ("untrained", "shuffled", "swapped", "mean-action", "nearest")
+FROM_DATA = ("mean-action", "nearest")
 # The policy itself, told or shown something else.
 CONTROLS = {"shuffled": {"instruction": "shuffled"}, "swapped": {"pictures": "swapped"}}
 
@@ -16,13 +16,13 @@ def evaluate(
     model: str,
     /,
     env: str = "tabletop",
-    set: console.Words = [],  # noqa: B006 (never changed)
+    set: tuple[str, ...] = (),
     preset: str = "",
     episodes: int = 50,
     seed: int = 0,
     execute: int = 0,
     num_envs: int = 8,
-    against: console.Words = [],  # noqa: B006 (never changed)
+    against: tuple[str, ...] = (),
     data: str = "",
     framework: str = "torch",
     device: str = "",
@@ -44,8 +44,9 @@ def evaluate(
         execute: steps executed of each chunk before a new one is asked for; 0: the whole chunk.
         num_envs: environments stepped together, so that the model runs on batches.
         against: a baseline on the same episodes: untrained, shuffled (told another instruction), swapped (shown the
-            pictures of another scene), mean-action (needs --data); may be repeated.
-        data: demonstrations, for the mean action.
+            pictures of another scene), mean-action or nearest (the demonstrated moment that looks most alike), which
+            need --data; may be repeated.
+        data: demonstrations, for mean-action and nearest.
         framework: torch or jax.
         device: cpu, cuda, ...; default: an accelerator when there is one.
         num_steps: Euler steps of flow heads; 0: the model's setting.
@@ -66,8 +67,8 @@ def evaluate(
 
     if unknown := [name for name in against if name not in BASELINES]:
         raise SettingsError("no such baseline", field="--against", got=unknown[0], expected=list(BASELINES))
-    if "mean-action" in against and not data:
-        raise SettingsError("the mean action is taken from demonstrations", field="--data", fix="add --data DATA")
+    if not data and (wanting := [name for name in against if name in FROM_DATA]):
+        raise SettingsError(f"{wanting[0]} is made from demonstrations", field="--data", fix="add --data DATA")
     table = env_table(env, preset, set)
     policy = open_policy(model, framework, device=device or None, num_steps=num_steps or None)
     films: list[Any] = []
@@ -124,9 +125,10 @@ def _baseline(name: str, policy: Any, data: str, framework: str, device: str) ->
         m = policy.model
         return untrained(m.variant, m.stats, m.tokenizer, framework, device=device or None)
     from vla.datasets import open_dataset
-    from vla.evaluation import MeanAction
+    from vla.evaluation import MeanAction, NearestNeighbour
 
-    return MeanAction(open_dataset(data), policy.variant.spec.action_horizon)
+    made_from_data = {"mean-action": MeanAction, "nearest": NearestNeighbour}[name]
+    return made_from_data(open_dataset(data), policy.variant.spec.action_horizon)
 
 
 def main(argv: list[str]) -> int:
