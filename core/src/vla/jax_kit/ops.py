@@ -232,6 +232,10 @@ class Linear(nnx.Module):
         """[... (into)] -> [... (out)]: one matrix product, which is 1.4 times an einsum over many axes on CPU."""
         return linear(x, self.kernel[...], self.bias[...] if self.bias is not None else None, self.fan_out)
 
+    def matrix(self) -> Array:
+        """The whole kernel, for who bypasses `__call__`: with an adapter (`vla.jax_kit.lora`) it is not `kernel`."""
+        return self.kernel[...]
+
 
 def linear(x: Array, kernel: Array, bias: Array | None, fan_out: int) -> Array:
     """The function of `Linear`, for kernels that are stacked or mapped."""

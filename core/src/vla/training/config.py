@@ -23,9 +23,63 @@ FREE = (
 # Unset fields whose value follows from `steps`; a resumed run keeps the plan it began with.
 PLANNED = ("lr_warmup", "lr_decay_steps", "lr_final")
 
+# The attention and the MLP of every expert, as LLM cores name them.
+LLM_LINEARS = tuple(f"backbone.llm.layers.*.{name}" for name in ("[qkvo]", "gate", "up", "down"))
+
 
 class TrainingError(VlaError):
     """A run cannot start, go on, or be resumed."""
+
+
+@frozen
+class Lora:
+    """Low-rank adapters: y = W x + scale B A x, in which A and B are trained and W is not (arXiv 2106.09685).
+
+    The linears that have one are frozen, and so is the rest of their expert in the LLM core (norms, embedding), as in
+    openpi; other parts train unless `freeze` names them. Weights saved for inference have the adapters merged in.
+
+    Attributes:
+        rank: of every adapter; unset: no LoRA.
+        alpha: scale = alpha / rank. Unset: the rank, so scale 1 (openpi: 16 and 16 in gemma_2b_lora).
+        rslora: scale = alpha / sqrt(rank) (arXiv 2312.03732).
+        on: which linears: names or their beginnings, as in `freeze`, or patterns in which * stands for anything.
+            Unset: attention and MLP of every expert of the LLM core.
+        ranks: PATTERN=RANK, another rank for some of them, e.g. `*.action.*=32`; the last that matches counts.
+    """
+
+    rank: int | None = None
+    alpha: float | None = None
+    rslora: bool = False
+    on: tuple[str, ...] = ()
+    ranks: tuple[str, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        if self.rank is None:
+            if (self.alpha, self.rslora, self.on, self.ranks) != (None, False, (), ()):
+                raise SettingsError("LoRA settings without a rank", field="train.lora.rank", fix="add --lora.rank 16")
+            return
+        if self.rank < 1:
+            fix = "for no LoRA leave it out"
+            raise SettingsError(
+                "a rank is at least 1", field="train.lora.rank", got=self.rank, expected=">= 1", fix=fix
+            )
+        if self.alpha is not None and not self.alpha > 0:
+            raise SettingsError("alpha is positive", field="train.lora.alpha", got=self.alpha, expected="> 0")
+        for text in self.ranks:
+            pattern, _, number = text.rpartition("=")
+            if not pattern or not number.isdigit() or int(number) < 1:
+                raise SettingsError(
+                    "another rank is written PATTERN=RANK", field="train.lora.ranks", got=text, expected="*.action.*=32"
+                )
+
+    def exceptions(self) -> list[tuple[str, int]]:
+        """`ranks` as (pattern, rank)."""
+        return [(text.rpartition("=")[0], int(text.rpartition("=")[2])) for text in self.ranks]
+
+    def scale(self, rank: int) -> float:
+        """What the product of an adapter of this rank is multiplied with."""
+        alpha = rank if self.alpha is None else self.alpha
+        return alpha / (rank**0.5 if self.rslora else rank)
 
 
 @frozen
@@ -51,6 +105,7 @@ class TrainConfig:
         ema_warmup: let the decay grow to ema_decay as (1 + step) / (10 + step), so that the average of a short run is
             not made of its first weights. False: ema_decay from the first step, as in openpi (0.99: equal from 890 on).
         freeze: parameter-name prefixes that are not trained, e.g. `backbone.vision`.
+        lora: low-rank adapters on linears, in place of training them whole.
         checkpoint_activations: recompute each transformer layer in the backward pass: less memory, about 1/3 more time.
         compile: torch.compile each transformer layer (PyTorch; JAX always compiles).
         augment: random crop, rotation and colour of the images (openpi's ranges), the same in both engines.
@@ -92,6 +147,7 @@ class TrainConfig:
     ema_decay: float = 0.99
     ema_warmup: bool = True
     freeze: tuple[str, ...] = ()
+    lora: Lora = Lora()
     checkpoint_activations: bool = False
     compile: bool = False
     augment: bool = False
@@ -166,8 +222,8 @@ class TrainConfig:
         return evolve(self, **values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON stores them."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Plain values, as JSON stores them; no LoRA is None."""
+        return {**_plain(asdict(self)), "lora": _plain(asdict(self.lora)) if self.lora.rank else None}
 
 
 def config_from(values: Mapping[str, Any], base: TrainConfig | None = None) -> TrainConfig:
@@ -176,7 +232,15 @@ def config_from(values: Mapping[str, Any], base: TrainConfig | None = None) -> T
     Raises:
         SettingsError: an unknown key (the known ones are listed) or a wrong value.
     """
-    return structure(TrainConfig, {**(base.to_dict() if base else {}), **values}, "train")
+    table = {**(base.to_dict() if base else {}), **values}
+    lora = table.pop("lora", None) or {}
+    if not isinstance(lora, Mapping):
+        raise SettingsError("LoRA is a table of settings", field="train.lora", got=lora, expected="[train.lora]")
+    return evolve(structure(TrainConfig, table, "train"), lora=structure(Lora, lora, "train.lora"))
+
+
+def _plain(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in table.items()}
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -20,11 +20,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vla.contracts import Actions, Observation
 from vla.errors import SettingsError
+from vla.jax_kit.lora import adapt
 from vla.jax_kit.model import VLA, abstract_model, build_model, losses, merge, sample
 from vla.jax_kit.ops import autocast
 from vla.params import table, to_other, to_torch
 from vla.store import check_names
 from vla.training.config import TrainConfig
+from vla.training.lora import adapters_of, first_values, frozen_by
 
 AXIS = "devices"
 SMALL = 1 << 12  # values below which an array is not worth cutting
@@ -41,21 +43,26 @@ class JaxEngine:
     """
 
     def __init__(self, variant: Any, config: TrainConfig, weights: Mapping[str, np.ndarray] | None = None):
-        self.config, self.rows = config, table(variant)
+        self.config, self.adapters = config, adapters_of(variant, config)
+        own = [row for adapter in self.adapters for row in adapter.rows]
+        self.rows = (*table(variant), *own)
         self.device = pick_device(config.device)
         self.mesh = make_mesh(self.device, config)
         with jax.default_device(self.device):
             model = abstract_model(variant) if weights is not None else build_model(variant, config.seed)
             if config.checkpoint_activations:
                 recompute_layers(model)
+            adapt(model, self.adapters)
             self.graph, state = nnx.split(model)
             self.leaves = list(nnx.to_flat_state(state))  # (path, variable); their arrays are not used
             if weights is None:
                 found = {_key(path): leaf.get_value() for path, leaf in self.leaves}
             else:
-                found = self._to_tree(weights, self.rows, "the weights to start from")
+                found = self._to_tree(weights, table(variant), "the weights to start from")
+            found |= self._to_tree(first_values(self.adapters, config.seed), own, "the adapters")
             self.leaves = [(path, leaf.replace(None)) for path, leaf in self.leaves]
-            frozen = freeze(self.rows, config.freeze)
+            frozen, fixed = freeze(self.rows, config.freeze), frozen_by(self.adapters, variant)
+            frozen |= {row.path for row in self.rows if set(row.names()) <= fixed}
             self.trained_rows = [row for row in self.rows if row.path not in frozen]
             self.fixed: Tree = {k: v for k, v in found.items() if k in frozen}
             self.params: Tree = {k: v for k, v in found.items() if k not in frozen}
@@ -174,7 +181,7 @@ class JaxEngine:
     # ---- state -------------------------------------------------------------------------------------------------------
 
     def weights(self) -> dict[str, np.ndarray]:
-        """What is saved for inference: the average where there is one, else the weights."""
+        """The average where there is one, else the weights; adapters apart from what they adapt."""
         return self._to_torch({**self.params, **self.ema, **self.fixed}, self.rows)
 
     def state(self) -> dict[str, dict[str, np.ndarray]]:

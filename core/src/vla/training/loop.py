@@ -20,7 +20,7 @@ from attrs import evolve
 
 from vla.compose import variant_from_toml
 from vla.errors import StoreError
-from vla.training import checkpoints
+from vla.training import checkpoints, lora
 from vla.training.config import TrainConfig, TrainingError, TrainResult, changes
 from vla.training.loader import Loader, Samples
 from vla.training.metrics import FILE, Jsonl, Listener, Progress, check_listeners, open_listeners
@@ -52,7 +52,7 @@ def train(
         model: a `Variant`, the path of a variant file, or of a model directory (its weights, statistics and tokenizer
             are where training starts).
         data: an opened dataset, or where one is: a folder, or a dataset name.
-        out: the run directory: `checkpoints/`, `metrics.jsonl`, and at the end `model/`.
+        out: the run directory: `checkpoints/`, `metrics.jsonl`, and at the end `model/` (with LoRA also `adapter/`).
         config: the run; `steps` and `batch_size` given here win over it.
         stats: normalisation statistics; default: the model directory's, else computed from the data.
         resume: go on from the newest checkpoint in `out`.
@@ -89,6 +89,8 @@ def train(
     if found is not None:
         _check_same_run(found, config, prepared, allow_change)
     engine = _engine(prepared, config, world)
+    if engine.adapters:
+        notes.append(lora.summary(engine.adapters, prepared.variant, config))
     if found is not None:
         engine.load_state(found.arrays, str(found.folder))
     with checkpoints.run_lock(out) if rank == 0 else _nothing():
@@ -256,12 +258,18 @@ class _Run:
         )
 
     def _export(self, step: int) -> Path | None:
+        """The model directory, with adapters merged in; what LoRA trained is kept apart too."""
         weights = self.engine.weights()
         if self.rank != 0:
             return None
-        from vla.store import save_model
+        from vla.store import atomic_folder, save_model
 
         p = self.prepared
+        if self.engine.adapters:
+            with atomic_folder(self.out / lora.FOLDER, overwrite=True) as temp:
+                lora.write_adapter(temp, p.variant, self.engine.adapters, weights, self.config)
+                p.write_assets(temp)
+            weights = lora.merged(weights, self.engine.adapters)
         record = {"steps": step, "config": self.config.to_dict(), **p.facts()}
         return save_model(self.out / MODEL, p.variant, weights, p.stats, p.tokenizer, record=record, overwrite=True)
 
@@ -306,8 +314,9 @@ def _clear(out: Path, found: checkpoints.Checkpoint | None) -> None:
     steps = checkpoints.checkpoint_steps(out)
     checkpoints.remove(out, [s for s in steps if found is None or s > found.step])
     if found is None:
-        if (out / MODEL / "manifest.json").exists():
-            shutil.rmtree(out / MODEL)
+        for folder in (out / MODEL, out / lora.FOLDER):
+            if (folder / "manifest.json").exists():
+                shutil.rmtree(folder)
         (out / FILE).unlink(missing_ok=True)
 
 
@@ -322,6 +331,14 @@ def _check_same_run(found: checkpoints.Checkpoint, config: TrainConfig, prepared
     if found.step > config.steps:
         raise TrainingError(
             "the checkpoint is beyond the last step", field="train.steps", got=config.steps, expected=f">= {found.step}"
+        )
+    if found.state["config"].get("lora") != config.to_dict()["lora"]:
+        raise TrainingError(
+            "the adapters of a run cannot change",
+            field="train.lora",
+            got=config.to_dict()["lora"],
+            expected=found.state["config"].get("lora"),
+            fix="give the same --lora options, or start another run from a finished model",
         )
     if different and not allow_change:
         raise TrainingError(

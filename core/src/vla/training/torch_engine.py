@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from vla.contracts import Actions, Observation
 from vla.errors import SettingsError
 from vla.store import check_names
+from vla.torch_kit.lora import adapt
 from vla.torch_kit.model import VLA, build_model, observation_to, tree_to
 from vla.training.config import TrainConfig
+from vla.training.lora import adapters_of, first_values, frozen_by
 from vla.training.torch_devices import Devices, exchanged, mine, shard_of, whole
 
 
@@ -48,7 +50,11 @@ class TorchEngine:
                 torch.manual_seed(config.seed)
                 model = build_model(variant)
         self.model: VLA = model.float().to(self.device).train()  # type: ignore[assignment]
+        self.adapters = adapters_of(variant, config)
+        adapt(self.model, self.adapters)
         freeze(dict(self.model.named_parameters()), config.freeze)
+        for name in frozen_by(self.adapters, variant):
+            self.model.get_parameter(name).requires_grad_(False)
         if config.checkpoint_activations:
             recompute_layers(self.model)
         if config.compile:
@@ -57,8 +63,12 @@ class TorchEngine:
         self.params = dict(self.model.named_parameters())
         # What this process holds of each weight: all of it, or its shard. Moments and average are cut alike.
         self.shards = {name: mine(p) for name, p in self.params.items()}
+        start = first_values(self.adapters, config.seed)
+        if start:
+            self._fill({name: self.shards[name] for name in start}, start, "the adapters")
         if weights is not None:
-            self._fill(self.shards, weights, "the weights to start from")
+            base = {name: shard for name, shard in self.shards.items() if name not in start}
+            self._fill(base, weights, "the weights to start from")
         self.trained = {name: nn.Parameter(self.shards[name]) for name, p in self.params.items() if p.requires_grad}
         self.ema = {name: p.detach().clone() for name, p in self.trained.items()} if config.ema_decay else {}
         self.optimizer = torch.optim.AdamW(
@@ -199,7 +209,7 @@ class TorchEngine:
     # ---- state -------------------------------------------------------------------------------------------------------
 
     def weights(self) -> dict[str, np.ndarray]:
-        """What is saved for inference: the average where there is one, else the weights."""
+        """The average where there is one, else the weights; adapters apart from what they adapt."""
         return self._whole({**self.shards, **self.ema})
 
     def state(self) -> dict[str, dict[str, np.ndarray]]:

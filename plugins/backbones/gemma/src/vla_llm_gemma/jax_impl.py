@@ -178,9 +178,7 @@ class Gemma(nnx.Module):
         """The adaRMS modulation of every norm from the condition [B D]: it depends on time alone, compute it once."""
         layer = self.layers[expert]
         flat = [
-            jax.vmap(lambda w, b: linear(cond, w, b, w.shape[-1]))(
-                norm.modulation.kernel[...], norm.modulation.bias[...]
-            )
+            jax.vmap(lambda w, b: linear(cond, w, b, w.shape[-1]))(norm.modulation.matrix(), norm.modulation.bias[...])
             for norm in (layer.norm_attn, layer.norm_mlp)
         ]
         return jnp.stack(flat, 1), self.final_norm[expert].modulation(cond)

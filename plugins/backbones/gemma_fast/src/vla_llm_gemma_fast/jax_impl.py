@@ -130,8 +130,8 @@ class GemmaFast(nnx.Module):
         layer = self.layers[BACKBONE]
 
         def packed(*projections: Linear) -> Array:
-            flat = (p.kernel[...].reshape(*p.kernel.shape[:2], -1) for p in projections)
-            return in_compute_dtype(jnp.concatenate(list(flat), -1))
+            whole = [p.matrix() for p in projections]
+            return in_compute_dtype(jnp.concatenate([w.reshape(*w.shape[:2], -1) for w in whole], -1))
 
         return k, v, packed(layer.q, layer.k, layer.v), packed(layer.gate, layer.up)
 

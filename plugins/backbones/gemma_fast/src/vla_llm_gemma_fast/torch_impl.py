@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vla.layout import BACKBONE, Read
 from vla.parts import Expert
+from vla.torch_kit.lora import matrix
 from vla.torch_kit.ops import attend, rms_norm, rope, rope_angles
 from vla_llm_gemma_fast.config import Settings
 
@@ -56,8 +57,8 @@ class Layer(nn.Module):
 
     def room(self, k: Tensor, v: Tensor, tokens: int) -> Decoding:
         """Keys and values with space for more tokens, and the packed projections."""
-        qkv = torch.cat([self.q.weight, self.k.weight, self.v.weight])
-        gate_up = torch.cat([self.gate.weight, self.up.weight])
+        qkv = torch.cat([matrix(self.q), matrix(self.k), matrix(self.v)])
+        gate_up = torch.cat([matrix(self.gate), matrix(self.up)])
         return F.pad(k, (0, 0, 0, 0, 0, tokens)), F.pad(v, (0, 0, 0, 0, 0, tokens)), qkv, gate_up
 
     def forward(
