@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -176,13 +177,99 @@ def test_pi05_weights_fill_pi05_ki(tmp_path):
     np.testing.assert_array_equal(read["head.actions.time_mlp_in.bias"], weights["head.time_mlp_in.bias"])
 
 
-def test_lora_weights_are_recognised_and_refused(tmp_path):
-    _, _, tree = made("pi0")
-    tree["PaliGemma/llm/layers/attn/q_einsum/lora_a"] = np.zeros((3, 4, 16, 2), np.float32)
-    tree["PaliGemma/llm/layers/mlp/gating_einsum_lora_b"] = np.zeros((3, 2, 2, 20), np.float32)
+def with_lora(tree, ranks=(2, 3), seed=1):
+    """openpi's LoRA leaves beside those of a tree: gemma_2b_lora and gemma_300m_lora, small."""
+    rng, out = np.random.default_rng(seed), dict(tree)
+    for path, array in tree.items():
+        named = re.fullmatch(
+            r"(PaliGemma/llm/layers/(?:attn/\w+einsum(_1)?/|mlp(_1)?/(?:gating_einsum|linear)))(w?)", path
+        )
+        if named:
+            stem, rank = (named[1], ranks[bool(named[2] or named[3])])
+            stem = stem if named[4] else f"{stem}_"
+            shapes_ = (*array.shape[:-1], rank), (*array.shape[:-2], rank, array.shape[-1])
+            out |= {
+                f"{stem}lora_{x}": rng.standard_normal(s).astype(np.float32) for x, s in zip("ab", shapes_, strict=True)
+            }
+    return out
+
+
+@pytest.mark.parametrize(("alpha", "rslora", "scale"), [(None, False, 1), (6, False, 3), (6, True, 6 / 2**0.5)])
+def test_lora_weights_are_merged_as_openpi_applies_them(tmp_path, alpha, rslora, scale):
+    """Against openpi's own equations, on inputs: what the merged weights compute is what base and adapters compute."""
+    variant, weights, tree = made("pi0")
+    tree = with_lora(tree, ranks=(2, 2))
+    assert len(tree) == 50 + 20  # as openpi's pi0 with both LoRA variants
+    write_orbax(tmp_path / "params", tree, value=True)
+    found, read = import_openpi(tmp_path, lora_alpha=alpha, lora_rslora=rslora)
+    assert found.tree() == variant.tree()
+    assert open_checkpoint(tmp_path).ranks == (2,)
+    done = to_other(table(variant, "openpi"), read)
+    rng = np.random.default_rng(2)
+    for e, width, mlp in (("", 16, 20), ("_1", 8, 12)):
+        attn = {k: {x: tree.get(f"PaliGemma/llm/layers/attn/{k}{e}/{x}") for x in ("w", "lora_a", "lora_b")}
+                for k in ("q_einsum", "kv_einsum", "attn_vec_einsum")}  # fmt: skip
+        x, heads = rng.standard_normal((2, 5, width)), rng.standard_normal((2, 5, 4, 8))
+        hidden = rng.standard_normal((2, 5, mlp))
+        for l in range(3):
+            cases = []
+            for name, into, (first, low, up) in (
+                ("q_einsum", x, ("BTD,NDH->BTNH", "BTD,NDL->BTNL", "BTNL,NLH->BTNH")),
+                ("kv_einsum", x, ("BSD,CKDH->CBSKH", "BSD,CKDL->CBSKL", "CBSKL,CKLH->CBSKH")),
+                ("attn_vec_einsum", heads, ("BTNH,NHD->BTD", "BTNH,NHL->BTL", "BTL,NLD->BTD")),
+            ):
+                w, a, b = (attn[name][k][l] for k in ("w", "lora_a", "lora_b"))
+                want = np.einsum(first, into, w) + scale * np.einsum(up, np.einsum(low, into, a), b)
+                cases.append((want, np.einsum(first, into, done[f"PaliGemma/llm/layers/attn/{name}{e}/w"][l])))
+            mlps = {k: tree[f"PaliGemma/llm/layers/mlp{e}/{k}"][l] for k in (
+                "gating_einsum", "gating_einsum_lora_a", "gating_einsum_lora_b", "linear", "linear_lora_a", "linear_lora_b",
+            )}  # fmt: skip
+            for i in (0, 1):  # the MLP ignores alpha
+                want = (
+                    x @ mlps["gating_einsum"][i] + x @ mlps["gating_einsum_lora_a"][i] @ mlps["gating_einsum_lora_b"][i]
+                )
+                cases.append((want, x @ done[f"PaliGemma/llm/layers/mlp{e}/gating_einsum"][l][i]))
+            want = hidden @ mlps["linear"] + hidden @ mlps["linear_lora_a"] @ mlps["linear_lora_b"]
+            cases.append((want, hidden @ done[f"PaliGemma/llm/layers/mlp{e}/linear"][l]))
+            for want, got in cases:
+                np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+    plain = [n for n in weights if not re.search(r"layers.*\.(q|k|v|o|gate|up|down)\.weight", n) or "vision" in n]
+    assert plain and all(read[n].tobytes() == weights[n].tobytes() for n in plain)
+
+
+@pytest.mark.parametrize("type", ["pi0", "pi05", "pi0_fast"])
+def test_lora_of_either_expert_over_frozen_bfloat16(tmp_path, type):
+    """openpi stores frozen weights in bfloat16; the sum with an adapter is float32."""
+    import ml_dtypes
+
+    variant, weights, tree = made(type)
+    full = with_lora(tree, ranks=(2, 3))
+    assert len(full) == {"pi0": 70, "pi05": 71, "pi0_fast": 42}[type]
+    full = {p: a.astype(ml_dtypes.bfloat16) if p in tree and "llm" in p else a for p, a in full.items()}
+    write_orbax(tmp_path / "params", full)
+    sets = ["spec.action_dim=5", "spec.state_dim=5"]
+    _, read = import_openpi(tmp_path, set=sets)
+    assert open_checkpoint(tmp_path).ranks == ((2,) if type == "pi0_fast" else (2, 3))
+    name = "backbone.llm.layers.1.backbone.down.weight"
+    a, b = (full[f"PaliGemma/llm/layers/mlp/linear_lora_{x}"][1] for x in "ab")
+    assert read[name].dtype == np.float32
+    want = weights[name].astype(ml_dtypes.bfloat16).astype(np.float32) + (a @ b).T
+    np.testing.assert_allclose(read[name], want, atol=1e-5)
+
+
+def test_lora_weights_that_do_not_fit_are_listed(tmp_path):
+    tree = with_lora(made("pi0")[2])
+    del tree["PaliGemma/llm/layers/attn/q_einsum/lora_b"], tree["PaliGemma/llm/layers/mlp_1/linear"]
+    tree["PaliGemma/llm/layers/attn/kv_einsum_1/lora_a"] = np.zeros((3, 2, 1, 7, 3), np.float32)
     write_orbax(tmp_path / "params", tree)
-    with pytest.raises(StoreError, match="2 LoRA weights"):
+    with pytest.raises(StoreError) as error:
         import_openpi(tmp_path)
+    for line in (
+        "missing      PaliGemma/llm/layers/attn/q_einsum/lora_b",
+        "missing      PaliGemma/llm/layers/mlp_1/linear, of the pair PaliGemma/llm/layers/mlp_1/linear_lora_a",
+        "wrong shape  PaliGemma/llm/layers/attn/kv_einsum_1/lora_a (3, 2, 1, 7, 3)",
+    ):
+        assert line in str(error.value)
 
 
 def test_what_is_no_checkpoint(tmp_path):

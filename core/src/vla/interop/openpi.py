@@ -11,7 +11,6 @@ their params.py).
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 from attrs import frozen
 
 from vla.errors import StoreError
+from vla.interop.openpi_lora import merge_leaves
 from vla.interop.orbax import is_item, read_item
 from vla.params import cover, other_shapes, shapes, table, to_torch
 
@@ -34,7 +34,8 @@ class Checkpoint:
     """An openpi checkpoint, found and opened; no array is read yet."""
 
     params: Path
-    leaves: Mapping[str, Any]  # path below `params` -> lazy array
+    leaves: Mapping[str, Any]  # path below `params` -> lazy array, LoRA merged
+    ranks: tuple[int, ...] = ()  # of the LoRA weights that were merged; (): it has none
 
     @property
     def type(self) -> str:
@@ -51,30 +52,40 @@ class Checkpoint:
 
 
 def import_openpi(
-    path: str | Path, type: str | None = None, spec: Mapping[str, Any] | None = None, set: Iterable[str] = ()
+    path: str | Path,
+    type: str | None = None,
+    spec: Mapping[str, Any] | None = None,
+    set: Iterable[str] = (),
+    lora_alpha: float | None = None,
+    lora_rslora: bool = False,
 ) -> tuple[Any, dict[str, np.ndarray]]:
-    """An openpi checkpoint as (variant, {our weight name: array}); dtypes as stored.
+    """An openpi checkpoint as (variant, {our weight name: array}); dtypes as stored, with LoRA merged float32.
 
     Args:
         path: the checkpoint, a training run's folder (its last step is taken), a step, or `params/` itself.
         type: model type to build; default: openpi's own, told from the tree.
         spec: shapes that no weight shows: `action_horizon`, `max_token_len`, `cameras`, for pi0_fast `action_dim`, ...
         set: further settings, as `vla build --set`; they win.
+        lora_alpha, lora_rslora: as `open_checkpoint`.
 
     Raises:
-        StoreError: not an openpi checkpoint, LoRA weights, or tensors that are missing, unknown or of a wrong shape
-            (all are listed).
+        StoreError: not an openpi checkpoint, or tensors that are missing, unknown or of a wrong shape (all are listed).
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, lora_alpha, lora_rslora)
     variant = variant_of(checkpoint, type, spec or {}, set)
     return variant, convert(checkpoint, variant)
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Find the weights of a checkpoint and open them.
+def open_checkpoint(path: str | Path, lora_alpha: float | None = None, lora_rslora: bool = False) -> Checkpoint:
+    """Find the weights of a checkpoint and open them. LoRA weights are merged into those they belong to.
+
+    Args:
+        path: as `import_openpi`.
+        lora_alpha: alpha of LoRA, which no weight shows; None: the rank, as in all of openpi's variants.
+        lora_rslora: whether LoRA was scaled by alpha / sqrt(rank) (no variant of openpi is).
 
     Raises:
-        StoreError: no orbax tree there, a damaged one, or one with LoRA weights.
+        StoreError: no orbax tree there, a damaged one, or one whose LoRA weights do not fit.
     """
     folder = _params_folder(Path(path).expanduser())
     found = read_item(folder)
@@ -89,13 +100,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         )
     if all(p.endswith("/value") for p in leaves):  # written by openpi's training loop: nnx.State
         leaves = {p.removesuffix("/value"): leaf for p, leaf in leaves.items()}
-    if lora := sorted(p for p in leaves if re.search(r"lora_[ab]$", p)):
-        raise StoreError(
-            f"the checkpoint has {len(lora)} LoRA weights ({lora[0]}, ...), which cannot be imported",
-            field=str(folder),
-            fix="merge them into the base weights with openpi first, or import a checkpoint trained without LoRA",
-        )
-    return Checkpoint(folder, leaves)
+    leaves, ranks = merge_leaves(leaves, str(folder), lora_alpha, lora_rslora)
+    return Checkpoint(folder, leaves, ranks)
 
 
 def variant_of(checkpoint: Checkpoint, type: str | None, spec: Mapping[str, Any], set: Iterable[str]) -> Any:
