@@ -62,7 +62,8 @@ class Recording:
 
 def test_there_is_one_for_every_model_type_and_robot():
     types = ("pi0", "pi05", "pi0_fast", "pi05_ki")
-    assert set(recipe_names()) == {f"{t}_{r}" for t in types for r in ROBOTS}
+    adapted = {"pi0_libero_lora", "pi0_fast_libero_lora"}
+    assert set(recipe_names()) == {f"{t}_{r}" for t in types for r in ROBOTS} | adapted
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -94,6 +95,29 @@ def test_openpis_numbers(name, shapes, train):
     assert (spec.action_dim, spec.action_horizon, spec.max_token_len) == shapes
     assert {k: getattr(recipe.config, k) for k in train} == train
     assert not recipe.config.ema_warmup and (recipe.config.beta1, recipe.config.beta2) == (0.9, 0.95)
+
+
+@pytest.mark.parametrize(("name", "own"), [("pi0_libero_lora", 33_472_512), ("pi0_fast_libero_lora", 19_611_648)])
+def test_openpis_low_memory_runs(name, own):
+    """Adapters of rank 16 in the backbone and 32 in the action expert, scale 1; the rest of the LLM core stands still."""
+    from vla.params import count
+    from vla.training import lora
+
+    recipe = read_recipe(name)
+    variant, config = recipe.build(), recipe.config
+    adapters = lora.adapters_of(variant, config)
+    assert {a.scale for a in adapters} == {1.0} and config.ema_decay == 0
+    assert {a.rank for a in adapters if ".action." in a.linear.torch} <= {32}
+    assert {a.rank for a in adapters if ".action." not in a.linear.torch} == {16}
+    names = lora.trained_names(adapters, variant, config)
+    assert not any(n.startswith("backbone.llm.") and ".lora_" not in n for n in names)
+    assert sum(int(np.prod(s)) for n, s in names.items() if ".lora_" in n) == own
+    outside = sum(count(variant, p) for p in ("backbone.vision.", "backbone.projector.", "head."))
+    assert (
+        sum(int(np.prod(s)) for s in names.values())
+        == own + outside
+        == own + count(variant) - count(variant, "backbone.llm.")
+    )
 
 
 def test_a_recipe_of_ones_own_and_its_mistakes(tmp_path):

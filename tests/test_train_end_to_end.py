@@ -100,6 +100,35 @@ def test_fine_tuning_starts_from_the_models_weights_statistics_and_tokenizer(tmp
     assert max(np.abs(one[k] - two[k]).max() for k in one) < 1e-6
 
 
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_lora_leaves_a_plain_model_and_an_adapter_that_merges_into_its_base(tmp_path, data, framework, capsys):
+    from vla.training.lora import FACTS
+
+    if framework == "jax":
+        pytest.importorskip("jax")
+    base = train(small("pi05"), str(data), out=tmp_path / "base", config=config(1)).model
+    out, words = tmp_path / "run", ["--steps", "2", "--batch-size", "2", "--lr", "0.01", "--no-progress"]
+    words += ["--framework", framework, "--freeze", "backbone.vision", "--freeze", "head", "--lora.rank", "2"]
+    assert main(["train", str(base), "--data", str(data), "--out", str(out), *words, "--lora.alpha", "4"]) == 0
+    before, after = (read_weights(folder / "model.safetensors") for folder in (base, out / "model"))
+    changed = {n for n in before if not np.array_equal(before[n], after[n])}
+    assert {n.split(".")[-2] for n in changed} <= {"q", "k", "v", "o", "gate", "up", "down", "projector"}
+    assert any(".action.up." in n for n in changed) and "backbone.projector.weight" in changed
+    assert vla.open(out / "model").variant.name == "pi05"
+    assert open_model(out / "model").record["config"]["lora"]["alpha"] == 4
+    assert json.loads((out / "adapter" / FACTS).read_text())["freeze"] == ["backbone.vision", "head"]
+
+    assert main(["merge", str(base), str(out / "adapter"), "--out", str(tmp_path / "merged")]) == 0
+    for file in ("model.safetensors", "norm_stats.json", "variant.toml"):
+        assert (tmp_path / "merged" / file).read_bytes() == (out / "model" / file).read_bytes(), file
+    capsys.readouterr()
+    assert main(["merge", str(out / "model"), str(out / "adapter"), "--out", str(tmp_path / "other")]) == 2
+    assert "trained on other weights" in capsys.readouterr().err
+    assert main(["train", str(base), "--data", str(data), "--out", str(out), *words, "--resume"]) == 2
+    assert "adapters of a run cannot change" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 def test_given_statistics_win(tmp_path, data):
     from vla.transforms.stats import identity_stats
 

@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "stats": ("vla.cli.stats:main", "normalisation statistics of a dataset"),
     "tokenizer": ("vla.cli.tokenizer:main", "fit and inspect action tokenizers"),
     "import": ("vla.cli.import_:main", "a model directory from an openpi checkpoint"),
+    "merge": ("vla.cli.merge:main", "a plain model from a base model and the adapter of a LoRA run"),
     "parity": ("vla.cli.parity:main", "compare PyTorch and JAX on the same weights, input and noise"),
     "new": ("vla.cli.new:main", "write a new plugin package"),
     "check": ("vla.cli.check:main", "run the conformance kit on an installed part"),
