@@ -149,3 +149,27 @@ def test_nothing_heavy_is_loaded(name):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip().endswith("HEAVY []"), run.stdout[-300:]
+
+
+# Every verb waits for what it imports; benchmarks/bench_startup.py has the times. Of packages, `vla build` takes these:
+LIGHT_VERBS = {"vla build", "vla build --help", "vla --help"}
+# and of the standard library none of these, which are slow or drag in much.
+SLOW_STDLIB = {
+    "argparse", "asyncio", "concurrent", "ctypes", "email", "http", "importlib.metadata", "logging", "multiprocessing",
+    "socket", "sqlite3", "ssl", "subprocess", "tempfile", "unittest", "xml", "zipfile",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(LIGHT_VERBS))
+def test_light_verbs_import_what_they_need_and_no_more(name):
+    code = SNIPPETS.get(name, "from vla.cli import main; main(['build', '--help'])")
+    code = f"import sys\nbefore = set(sys.modules)\n{code}\nprint('NEW', *sorted(set(sys.modules) - before))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    new = run.stdout.rpartition("NEW")[2].split()
+    assert "vla.cli" in new
+    ours = {"vla", *(plugin.name for plugin in PLUGINS)}
+    assert {root_of(module) for module in new} - STDLIB <= ours | LIGHT_DEPENDENCIES
+    assert not set(new) & SLOW_STDLIB
+    assert name != "vla --help" or set(new) & set(CORE_FILES) == {"vla", "vla.cli"}
+    assert name == "vla build" or not {root_of(module) for module in new} & (ours - {"vla"}), "help loads no plugin"

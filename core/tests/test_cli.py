@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tomllib
@@ -223,29 +222,6 @@ def test_a_reader_that_goes_away_is_no_error():
     command = f"{sys.executable} -c 'import sys; from vla.cli import main; sys.exit(main([\"list\"]))' | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "0" and not done.stderr
-
-
-def cpu_ms(code, times=5):
-    """CPU time of a fresh interpreter, best of a few."""
-    best = float("inf")
-    for _ in range(times):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return 1000 * best
-
-
-@pytest.mark.parametrize(
-    ("code", "least"),
-    [
-        ("from vla.cli import main; main(['--help'])", 80),
-        ("from vla.cli import main; main('build --robot plain --help'.split())", 150),
-    ],
-)
-def test_starting_is_quick(code, least):
-    """Goals on a quiet machine; the test allows three times as much, a shared machine being what it is."""
-    assert cpu_ms(code) < 3 * least
 
 
 def test_show_counts_bytes():

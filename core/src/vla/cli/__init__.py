@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         table = verbs()
         if verb not in table:
-            return _unknown(verb, list(table))
+            return _unknown(verb, [*table])  # `list` is a module here, once that verb has run
         status = _run(verb, table[verb][0], words[1:])
         sys.stdout.flush()  # a reader that went away shows here, not at exit
         return status

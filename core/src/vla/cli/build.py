@@ -17,7 +17,7 @@ def build(
     type: str = "",
     base: str = "",
     preset: str = "",
-    set: console.Words = [],  # noqa: B006 (never changed)
+    set: tuple[str, ...] = (),
     name: str = "",
     out: str = "",
     init: str = "",

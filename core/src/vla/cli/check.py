@@ -13,7 +13,7 @@ def check(
     kind: str,
     name: str,
     /,
-    set: console.Words = [],  # noqa: B006 (never changed)
+    set: tuple[str, ...] = (),
     data: str = "",
     only: str = "",
     verbose: bool = False,

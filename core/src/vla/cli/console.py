@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-# A repeatable option, with default []. Bare `list` means words; `list[str]` would have tyro load its type checker to
-# look at the default, which costs every verb 50 ms.
-Words = list
 
+def call(
+    function: Callable[..., int | None], verb: str, argv: Sequence[str], defaults: Mapping[str, Any] | None = None
+) -> int:
+    """Call a function with the options that `vla.cli.options` reads from its signature and docstring.
 
-def call(function: Callable[..., int | None], verb: str, argv: Sequence[str]) -> int:
-    """Call a function with options parsed from its signature and docstring (tyro).
-
-    Positional-only arguments become positional words; lists are given by repeating their option.
+    Args:
+        function: the verb.
+        verb: its name, for messages.
+        argv: the words after it. With `--help` among them the options are explained instead.
+        defaults: parameter -> another default than the signature's.
     """
-    import tyro
+    from vla.cli import options
 
-    config = (tyro.conf.UseAppendAction, tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands)
-    return tyro.cli(function, prog=f"vla {verb}", args=list(argv), config=config) or 0
+    table = options.options_of(function, defaults or {})
+    if {"-h", "--help"} & set(argv[: argv.index("--") if "--" in argv else len(argv)]):
+        from vla.cli.help import help_text
+
+        print(help_text(function, table, verb))
+        return 0
+    placed, named = options.arguments(function, options.parse(table, argv, verb), defaults or {})
+    return function(*placed, **named) or 0
 
 
 def note(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from vla.cli import console
@@ -108,7 +109,7 @@ def _row(name: str, successes: int, episodes: int, interval: tuple[float, float]
     return console.escape(name), f"{successes} of {episodes}", f"{successes / episodes:.0%}", f"{low:.0%} to {high:.0%}"
 
 
-def env_table(env: str, preset: str, sets: list[str]) -> dict[str, Any]:
+def env_table(env: str, preset: str, sets: Iterable[str]) -> dict[str, Any]:
     """The table of an environment part; `env.` before a setting may be left out."""
     from vla.settings import parse_sets
 

@@ -11,7 +11,7 @@ def import_(
     /,
     out: str,
     type: str = "",
-    set: console.Words = [],  # noqa: B006 (never changed)
+    set: tuple[str, ...] = (),
     asset_id: str = "",
     name: str = "",
     overwrite: bool = False,

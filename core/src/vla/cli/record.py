@@ -9,7 +9,7 @@ def record(
     env: str = "tabletop",
     episodes: int = 100,
     out: str = "",
-    set: console.Words = [],  # noqa: B006 (never changed)
+    set: tuple[str, ...] = (),
     preset: str = "",
     seed: int = 0,
     noise: float = 0.15,

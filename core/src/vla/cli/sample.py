@@ -46,9 +46,7 @@ def sample(
 
     if not data:
         raise SettingsError("no data is named", field="--data", fix="--data FOLDER, or --data tabletop")
-    policy = open_policy(
-        model, framework, device=device or None, num_steps=num_steps or None, temperature=temperature
-    )
+    policy = open_policy(model, framework, device=device or None, num_steps=num_steps or None, temperature=temperature)
     dataset = open_dataset(data)
     if not 0 <= episode < len(dataset.episodes):
         raise DataError("no such episode", field="--episode", got=episode, expected=f"0 to {len(dataset.episodes) - 1}")

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def show(
-    names: console.Words = [],  # noqa: B006 (never changed)
+    names: tuple[str, ...] = (),
     /,
     preset: str = "",
-    set: console.Words = [],  # noqa: B006 (never changed)
+    set: tuple[str, ...] = (),
     no_sizes: bool = False,
     svg: str = "",
     diagram: str = "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ def stats(
     /,
     model: str = "",
     robot: str = "",
-    set: console.Words = [],  # noqa: B006 (never changed)
+    set: tuple[str, ...] = (),
     horizon: int = 0,
     out: Path = Path("norm_stats.json"),
 ) -> int:
@@ -75,7 +76,7 @@ def stats(
     return 0
 
 
-def _variant(model: str, robot: str, set: list[str], recorded: str) -> Any:
+def _variant(model: str, robot: str, set: Iterable[str], recorded: str) -> Any:
     from vla import registry
     from vla.compose import build
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from vla.cli import console
@@ -21,7 +21,7 @@ def fit(
     tokenizer: str = "fast",
     out: str = "",
     horizon: int = 50,
-    set: console.Words = [],  # noqa: B006 (never changed)
+    set: tuple[str, ...] = (),
     preset: str = "",
     chunks: int = 4096,
 ) -> int:
@@ -70,7 +70,7 @@ def bench(
     /,
     tokenizer: str = "fast,binning,fsq",
     horizon: int = 50,
-    set: console.Words = [],  # noqa: B006 (never changed)
+    set: tuple[str, ...] = (),
     preset: str = "",
     chunks: int = 4096,
     picture: str = "",
@@ -131,7 +131,7 @@ def bench(
     return 0
 
 
-def _codec(name: str, preset: str, sets: list[str]) -> Any:
+def _codec(name: str, preset: str, sets: Iterable[str]) -> Any:
     """A codec by the name of its tokenizer; its text tokenizer is not opened."""
     from vla.compose import load_object, resolve
     from vla.errors import SettingsError
