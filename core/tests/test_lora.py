@@ -1,7 +1,11 @@
 """LoRA in both engines: the same curve, the base untouched, the merged model equal to the adapted one, exact resume."""
 
 import importlib.util
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -340,3 +344,44 @@ def test_damage_is_found(tmp_path):
     with pytest.raises(StoreError, match="no adapter here"):
         lora.merge_adapter(result.model, result.model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+WORKER = """
+import importlib.util, sys
+from attrs import evolve
+from vla.training.config import Lora
+spec = importlib.util.spec_from_file_location("training_world", sys.argv[1])
+world = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(world)
+plain = world.config
+world.config = lambda *a, **k: evolve(plain(*a, **k), lora=Lora(4))
+world.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("framework", "mode"), [("torch", "ddp"), ("torch", "fsdp"), ("jax", "fsdp")])
+def test_several_devices_give_the_curve_of_one(tmp_path, framework, mode):
+    """Two gloo processes, or four forced host devices of JAX: to rounding, and the same checkpoint."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", WORKER, world.__file__, str(tmp_path / "run"), "6", framework, mode]
+    if framework == "torch":
+        env |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        each = [{**env, "RANK": r, "LOCAL_RANK": r} for r in "01"]
+    else:
+        each = [{**env, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, env=e, **pipes) for e in each]
+    for process in processes:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    run(tmp_path / "one", with_lora(6, save_every=2, framework=framework))
+    curves = [[r["loss"] for r in read_metrics(tmp_path / name)] for name in ("run", "one")]
+    np.testing.assert_allclose(*curves, rtol=1e-5)
+    ours, theirs = (checkpoints.load_checkpoint(tmp_path / n, 6).arrays for n in ("run", "one"))
+    assert {p: set(a) for p, a in ours.items()} == {p: set(a) for p, a in theirs.items()}
+    kept = [read_weights(tmp_path / n / "adapter" / "adapter.safetensors") for n in ("run", "one")]
+    assert all(np.allclose(kept[0][k], kept[1][k], atol=1e-3) for k in kept[1])
