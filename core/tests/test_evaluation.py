@@ -9,7 +9,7 @@ from attrs import evolve, frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla import compose, evaluation
+from vla import evaluation
 from vla.compose import resolve
 from vla.datasets import DatasetInfo, create_dataset, open_dataset
 from vla.errors import DataError, SettingsError
@@ -75,10 +75,7 @@ def toy(**settings):
 
 @pytest.fixture(autouse=True)
 def toy_is_importable(monkeypatch):
-    real = compose.load_object
-    monkeypatch.setattr(
-        "vla.compose.load_object", lambda where, what="": ToyEnv if where.endswith(":ToyEnv") else real(where, what)
-    )
+    monkeypatch.setattr("vla.evaluation.environments.load_object", lambda where, what="": ToyEnv)
     ToyEnv.opened = 0
 
 
@@ -138,7 +135,7 @@ class Signpost(ToyEnv):
 
 
 def test_a_policy_that_looks_succeeds_and_is_led_astray_by_the_pictures_of_another_scene(monkeypatch):
-    monkeypatch.setattr("vla.compose.load_object", lambda where, what="": Signpost)
+    monkeypatch.setattr("vla.evaluation.environments.load_object", lambda where, what="": Signpost)
     policy = Sighted()
     own = evaluation.evaluate(policy, toy(), episodes=20, num_envs=4)
     assert own.successes == 20 and own.pictures == "given"

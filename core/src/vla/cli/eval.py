@@ -23,6 +23,7 @@ def evaluate(
     seed: int = 0,
     execute: int = 0,
     num_envs: int = 8,
+    num_workers: int = -1,
     against: tuple[str, ...] = (),
     data: str = "",
     framework: str = "torch",
@@ -44,6 +45,7 @@ def evaluate(
         seed: chooses the episodes.
         execute: steps executed of each chunk before a new one is asked for; 0: the whole chunk.
         num_envs: environments stepped together, so that the model runs on batches.
+        num_workers: processes that step the environments; 0: this one; -1: one per core. The episodes are the same.
         against: a baseline on the same episodes: untrained, shuffled (told another instruction), swapped (shown the
             pictures of another scene), mean-action or nearest (the demonstrated moment that looks most alike), which
             need --data; may be repeated.
@@ -82,8 +84,8 @@ def evaluate(
             found.append(
                 run(
                     acting, table, episodes=episodes, seed=seed, execute=execute, num_envs=num_envs,
-                    instruction=instruction, pictures=pictures, clips=clips if film else 0, on_clip=films.append,
-                    on_episode=lambda episode: bar.advance(line),
+                    num_workers=num_workers, instruction=instruction, pictures=pictures, clips=clips if film else 0,
+                    on_clip=films.append, on_episode=lambda episode: bar.advance(line),
                 )
             )  # fmt: skip
 

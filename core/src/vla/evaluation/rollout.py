@@ -1,7 +1,7 @@
 """Rollouts: several environments stepped together, one forward pass for all that need a new chunk.
 
 An episode is fixed by its seed: the environment is reset with it, and the policy's noise follows from (seed, number of
-the call). So the same seeds give the same episodes, in whatever order they run.
+the call). So the same seeds give the same episodes, in whatever order they run and in whichever process.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from attrs import asdict, define, frozen
 
 from vla.errors import DataError, SettingsError
+from vla.evaluation.environments import Environments, default_workers
 from vla.evaluation.results import Episode, Evaluation
 from vla.policy import Acts
 
@@ -39,8 +40,7 @@ class _Run:
 
     index: int
     seed: int
-    slot: int
-    env: Any
+    slot: int  # the number of its environment
     obs: Mapping[str, Any]
     info: Mapping[str, Any]
     prompt: str
@@ -60,6 +60,7 @@ def evaluate(
     seed: int = 0,
     execute: int = 0,
     num_envs: int = 8,
+    num_workers: int = 0,
     instruction: str = "given",
     pictures: str = "given",
     clips: int = 0,
@@ -74,7 +75,10 @@ def evaluate(
         episodes: how many.
         seed: episode i is reset with `first_seed(seed) + i`.
         execute: steps executed of each chunk before a new one is asked for; 0: the whole chunk.
-        num_envs: environments stepped together.
+        num_envs: environments stepped together; their chunks come from one batch.
+        num_workers: processes that step the environments; 0: this one; -1: one per core, at most one per environment
+            (none on one core). Episodes are the same bit for bit. Processes are spawned: a script that uses them needs
+            `if __name__ == "__main__":`.
         instruction: "given", or "shuffled": the policy is told another instruction that makes sense in the same scene,
             while success is judged by the true one. A policy that listens to language fails then.
         pictures: "given", or "swapped": with its own state and instruction the policy is shown what the cameras of the
@@ -87,11 +91,13 @@ def evaluate(
         PartError: the environment is not installed.
         SettingsError: a setting is unknown or wrong, the environment has no other instruction to give, or there is no
             other environment to take pictures from.
-        DataError: the policy cannot read the observation, or its actions have another width than the environment's.
+        DataError: the policy cannot read the observation, its actions have another width than the environment's, or
+            the environment failed; the message says with which seed and task.
     """
     chosen = _chosen(env)
     bounds = {"episodes": (1, MOST), "num_envs": (1, 256), "execute": (0, 10_000), "seed": (0, 1600)}
-    values = {"episodes": episodes, "num_envs": num_envs, "execute": execute, "seed": seed}
+    bounds["num_workers"] = (-1, 256)
+    values = {"episodes": episodes, "num_envs": num_envs, "execute": execute, "seed": seed, "num_workers": num_workers}
     for name, (low, high) in bounds.items():
         if not low <= values[name] <= high:
             raise SettingsError("out of range", field=name, got=values[name], expected=f"{low} to {high}")
@@ -107,37 +113,29 @@ def evaluate(
         )  # fmt: skip
     began = time.perf_counter()
     policy.reset()
-    make = _maker(chosen)
     todo = list(range(episodes))[::-1]
-    envs: list[Any] = []
-    running: dict[int, _Run] = {}  # by slot, the number of its environment
+    running: dict[int, _Run] = {}  # by the number of the environment
     views: list[Any] = [None] * slots  # what the cameras of each environment saw last
     done: dict[int, Episode] = {}
     kept = {True: 0, False: 0}
-    try:
-        for _ in range(slots):
-            envs.append(make())
+    with Environments(chosen, slots, default_workers(slots) if num_workers < 0 else num_workers) as envs:
         while todo or running:
-            for slot in range(slots):
-                if todo and slot not in running:
-                    running[slot] = _begin(envs[slot], slot, todo.pop(), seed, instruction, clips > 0)
-                    views[slot] = running[slot].obs.get("images")
-            _ask(policy, [running[slot] for slot in sorted(running)], views if pictures == "swapped" else None)
-            for slot, run in sorted(running.items()):
-                over = _step(run, execute, clips > 0)
-                views[slot] = run.obs.get("images")
+            starting = {slot: todo.pop() for slot in range(slots) if todo and slot not in running}
+            running |= _begin(envs, starting, seed, instruction, clips > 0)
+            for slot in starting:
+                views[slot] = running[slot].obs.get("images")
+            _ask(policy, [running[slot] for slot in sorted(running)], envs, views if pictures == "swapped" else None)
+            for run, over in _step(envs, running, execute, clips > 0):
+                views[run.slot] = run.obs.get("images")
                 if not over:
                     continue
-                del running[slot]
+                del running[run.slot]
                 done[run.index] = episode = _episode(run)
                 if on_episode:
                     on_episode(episode)
                 if on_clip and kept[episode.success] < clips:
                     kept[episode.success] += 1
-                    on_clip(Clip(episode, run.frames, _hz(run.env)))
-    finally:
-        for env in envs:
-            env.close()
+                    on_clip(Clip(episode, run.frames, envs.hz))
     return Evaluation(
         policy=getattr(policy, "name", type(policy).__name__),
         env=chosen.part.name,
@@ -162,25 +160,21 @@ def _chosen(env: Any) -> Any:
     return env if isinstance(env, Chosen) else resolve("env", env, "env")
 
 
-def _maker(chosen: Any) -> Callable[[], Any]:
-    from vla.compose import load_object
-
-    make = load_object(chosen.part.numpy, f"env {chosen.part.name!r}")
-    return lambda: make(chosen.settings)
-
-
-def _begin(env: Any, slot: int, index: int, seed: int, instruction: str, film: bool) -> _Run:
-    obs, info = env.reset(seed=first_seed(seed) + index)
-    prompt = str(obs.get("prompt", ""))
-    told = prompt if instruction == "given" else _another(env, prompt, first_seed(seed) + index)
-    film_so_far = [_frame(obs)] if film else []
-    return _Run(index, first_seed(seed) + index, slot, env, obs, info, prompt, told, film_so_far)
+def _begin(envs: Environments, starting: Mapping[int, int], seed: int, instruction: str, film: bool) -> dict[int, _Run]:
+    """Begin these episodes, {environment: number of the episode}."""
+    seeds = {slot: first_seed(seed) + index for slot, index in starting.items()}
+    runs = {}
+    for slot, (obs, info, instructions) in envs.reset(seeds, instruction == "shuffled").items():
+        prompt = str(obs.get("prompt", ""))
+        told = prompt if instruction == "given" else _another(instructions, prompt, seeds[slot])
+        frames = [_frame(obs)] if film else []
+        runs[slot] = _Run(starting[slot], seeds[slot], slot, obs, info, prompt, told, frames)
+    return runs
 
 
-def _another(env: Any, prompt: str, seed: int) -> str:
+def _another(instructions: Sequence[str], prompt: str, seed: int) -> str:
     """Another instruction for the same scene, chosen by the seed."""
-    all_of_them = getattr(env.unwrapped, "instructions", None)
-    others = [] if all_of_them is None else sorted(set(all_of_them()) - {prompt})
+    others = sorted(set(instructions) - {prompt})
     if not others:
         raise SettingsError(
             "this environment has no other instruction to give in the same scene", field="instruction", got="shuffled",
@@ -189,7 +183,7 @@ def _another(env: Any, prompt: str, seed: int) -> str:
     return others[zlib.crc32(f"{seed} {prompt}".encode()) % len(others)]
 
 
-def _ask(policy: Acts, running: list[_Run], views: Sequence[Any] | None) -> None:
+def _ask(policy: Acts, running: list[_Run], envs: Environments, views: Sequence[Any] | None) -> None:
     """New chunks, in one batch, for the runs that have none left; with `views`, each sees the next environment's."""
     needy = [run for run in running if run.chunk is None]
     if not needy:
@@ -200,8 +194,8 @@ def _ask(policy: Acts, running: list[_Run], views: Sequence[Any] | None) -> None
     answers = policy.infer_batch(rows, seeds=[run.seed * 1000 + run.calls for run in needy])
     for run, answer in zip(needy, answers, strict=True):
         chunk = np.asarray(answer["actions"], np.float64)
-        width = run.env.action_space.shape
-        if chunk.ndim != 2 or chunk.shape[1:] != width:
+        width = envs.action_space.shape
+        if chunk.ndim != 2 or chunk.shape[1:] != width or not len(chunk):
             raise DataError(
                 "the policy's actions do not fit the environment", field="actions", got=chunk.shape,
                 expected=("t", *width), fix="train on data of this environment's robot (robot adapter, dims)",
@@ -209,20 +203,26 @@ def _ask(policy: Acts, running: list[_Run], views: Sequence[Any] | None) -> None
         run.chunk, run.used, run.calls = chunk, 0, run.calls + 1
 
 
-def _step(run: _Run, execute: int, film: bool) -> bool:
-    """One control step; whether the episode is over."""
-    assert run.chunk is not None
-    space = run.env.action_space
-    action = np.clip(run.chunk[run.used], space.low, space.high).astype(space.dtype)
-    run.obs, _, terminated, truncated, run.info = run.env.step(action)
-    run.steps, run.used = run.steps + 1, run.used + 1
-    if run.used >= min(execute or len(run.chunk), len(run.chunk)):
-        run.chunk = None
-    if film:
-        run.frames.append(_frame(run.obs))
-    if run.steps >= MAX_STEPS:
-        raise DataError("an episode did not end", field="env", got=f"{run.steps} steps", fix="set env.max_steps")
-    return bool(terminated or truncated)
+def _step(envs: Environments, running: Mapping[int, _Run], execute: int, film: bool) -> list[tuple[_Run, bool]]:
+    """One control step of all; each with whether it is over."""
+    space = envs.action_space
+    actions = {}
+    for slot, run in sorted(running.items()):
+        assert run.chunk is not None
+        actions[slot] = np.clip(run.chunk[run.used], space.low, space.high).astype(space.dtype)
+    stepped = []
+    for slot, (obs, over, info) in envs.step(actions).items():
+        run = running[slot]
+        assert run.chunk is not None
+        run.obs, run.info, run.steps, run.used = obs, info, run.steps + 1, run.used + 1
+        if run.used >= min(execute or len(run.chunk), len(run.chunk)):
+            run.chunk = None
+        if film:
+            run.frames.append(_frame(obs))
+        if run.steps >= MAX_STEPS:
+            raise DataError("an episode did not end", field="env", got=f"{run.steps} steps", fix="set env.max_steps")
+        stepped.append((run, over))
+    return stepped
 
 
 def _episode(run: _Run) -> Episode:
@@ -230,10 +230,6 @@ def _episode(run: _Run) -> Episode:
     return Episode(
         run.index, run.seed, task, run.prompt, run.told, bool(run.info.get("success", False)), run.steps, run.calls
     )
-
-
-def _hz(env: Any) -> float:
-    return float(env.metadata.get("render_fps") or 10)
 
 
 def _frame(obs: Mapping[str, Any]) -> np.ndarray:
