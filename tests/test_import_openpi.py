@@ -257,6 +257,22 @@ def test_lora_of_either_expert_over_frozen_bfloat16(tmp_path, type):
     np.testing.assert_allclose(read[name], want, atol=1e-5)
 
 
+def test_the_verb_says_what_it_merged(tmp_path, capsys):
+    from vla.cli import main
+    from vla.store import read_weights
+
+    write_orbax(tmp_path / "params", with_lora(made("pi05")[2]))
+    words = ["import", "openpi", str(tmp_path), "--out", str(tmp_path / "model"), "--lora-alpha", "6"]
+    assert main(words) == 0
+    assert "rank 2, 3 are merged, with alpha 6" in capsys.readouterr().err
+    assert json.loads((tmp_path / "model" / "record.json").read_text())["imported"]["lora_ranks"] == [2, 3]
+    want = import_openpi(tmp_path, lora_alpha=6)[1]
+    read = read_weights(tmp_path / "model" / "model.safetensors")
+    assert all(np.array_equal(read[n], w) for n, w in want.items())
+    name = "backbone.llm.layers.0.backbone.q.weight"
+    assert not np.array_equal(want[name], import_openpi(tmp_path)[1][name])
+
+
 def test_lora_weights_that_do_not_fit_are_listed(tmp_path):
     tree = with_lora(made("pi0")[2])
     del tree["PaliGemma/llm/layers/attn/q_einsum/lora_b"], tree["PaliGemma/llm/layers/mlp_1/linear"]

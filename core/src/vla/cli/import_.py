@@ -14,6 +14,8 @@ def import_(
     set: tuple[str, ...] = (),
     asset_id: str = "",
     name: str = "",
+    lora_alpha: float | None = None,
+    lora_rslora: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Make a model directory from a checkpoint of another system. Every tensor is accounted for, or nothing is written.
@@ -29,6 +31,8 @@ def import_(
         set: path=value, any setting, e.g. spec.action_horizon=10; may be repeated.
         asset_id: which of the checkpoint's normalisation statistics, when it has several.
         name: the name of the variant; default: the model type.
+        lora_alpha: alpha of the LoRA weights, which are merged; default: their rank, as in openpi's variants.
+        lora_rslora: their scale is alpha / sqrt(rank) (in openpi's variants it is not).
         overwrite: replace a model directory that is there.
     """
     from vla import store
@@ -38,7 +42,7 @@ def import_(
 
     if system != "openpi":
         raise SettingsError("vla cannot read checkpoints of this system", field="system", got=system, expected="openpi")
-    checkpoint = openpi.open_checkpoint(path)
+    checkpoint = openpi.open_checkpoint(path, lora_alpha, lora_rslora)
     stats_file = openpi.find_stats(path, asset_id or None)
     stats = None
     if stats_file is not None:
@@ -50,10 +54,14 @@ def import_(
         variant = renamed(variant, name)
     with store.atomic_folder(out, overwrite=overwrite) as temp:  # first, so that a folder in the way costs no reading
         weights = openpi.convert(checkpoint, variant)
-        record = {"imported": {"system": system, "type": checkpoint.type, "arrays": len(checkpoint.leaves)}}
+        source = {"system": system, "type": checkpoint.type, "arrays": len(checkpoint.leaves)}
+        record = {"imported": {**source, "lora_ranks": list(checkpoint.ranks)}}
         store.write_model(temp, variant, weights, stats, None, record=record)
     count = sum(w.size for w in weights.values())
     console.note(f"{checkpoint.params}: {checkpoint.type}, {len(checkpoint.leaves)} arrays, {count:,} parameters")
+    if checkpoint.ranks:
+        rule = "their rank" if lora_alpha is None else f"{lora_alpha:g}"
+        console.note(f"LoRA weights of rank {', '.join(map(str, checkpoint.ranks))} are merged, with alpha {rule}")
     console.note(f"statistics: {stats_file or 'none beside the weights, so the policy will not normalise'}")
     console.note(f"wrote {out}")
     return 0

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from attrs import field, frozen
 
-from vla.errors import StoreError
+from vla.errors import SettingsError, StoreError
 
 
 @frozen
@@ -65,8 +65,11 @@ def merge_leaves(
         rslora: whether the scale is alpha / sqrt(rank).
 
     Raises:
+        SettingsError: alpha is not positive.
         StoreError: a pair is incomplete, belongs to no weight, or does not fit it; all such are listed.
     """
+    if alpha is not None and not alpha > 0:
+        raise SettingsError("alpha is positive", field="--lora-alpha", got=alpha, expected="> 0")
     out = {path: leaf for path, leaf in leaves.items() if not _LORA.search(path)}
     ranks, faults = set(), []
     pairs = {(path[: found.start()], found[1]) for path in leaves if (found := _LORA.search(path))}
