@@ -13,7 +13,7 @@ from typing import Any
 from vla.cli import console
 
 # Demonstrations, training steps at least and at most, minutes of training, episodes per evaluation.
-FULL = {"demonstrations": 1000, "steps": (200, 3000), "minutes": 6.5, "episodes": 50}
+FULL = {"demonstrations": 1000, "steps": (200, 2500), "minutes": 9.5, "episodes": 50}
 QUICK = {"demonstrations": 40, "steps": (20, 20), "minutes": 0.0, "episodes": 6}
 EXECUTE = 4  # steps executed of each chunk
 BATCH = 32
@@ -30,7 +30,7 @@ def demo(quick: bool = False, out: Path = Path("runs/demo"), minutes: float = 0.
     Args:
         quick: a minute in all: too little to learn, enough to see that everything works.
         out: the folder for everything that is made; an earlier demo in it is replaced.
-        minutes: of training; 0: 6.5, or with --quick 20 steps however long they take.
+        minutes: of training; 0: 9.5, or with --quick 20 steps however long they take.
         seed: everything random follows from it.
     """
     plan: dict[str, Any] = dict(QUICK if quick else FULL)
@@ -49,6 +49,7 @@ def run(out: Path, plan: dict[str, Any], seed: int = 0) -> Path:
     from vla.cli.show import variant_page
     from vla.datasets import open_dataset
     from vla.evaluation import MeanAction
+    from vla.evaluation.summary import name_of
     from vla.policy import untrained
     from vla.report.story import Story, write_story
 
@@ -84,16 +85,17 @@ def run(out: Path, plan: dict[str, Any], seed: int = 0) -> Path:
     say(f"act: {plan['episodes']} episodes each, closed loop, scenes that no demonstration showed")
     films: list[Any] = []
     found = []
-    contestants = [
-        (policy, "given"), (policy, "shuffled"), (beginner, "given"), (MeanAction(data, EXECUTE), "given"),
+    contestants: list[tuple[Any, dict[str, Any]]] = [
+        (policy, {}), (policy, {"instruction": "shuffled"}), (policy, {"pictures": "swapped"}),
+        (beginner, {}), (MeanAction(data, EXECUTE), {}),
     ]  # fmt: skip
-    for acting, instruction in contestants:
+    for acting, control in contestants:
         one = vla.evaluate(
-            acting, task, episodes=plan["episodes"], seed=seed, execute=EXECUTE, num_envs=10, instruction=instruction,
+            acting, task, episodes=plan["episodes"], seed=seed, execute=EXECUTE, num_envs=10, **control,
             clips=3 if not films else 0, on_clip=films.append,
         )  # fmt: skip
         found.append(one)
-        console.note(f"  {acting.name}, instruction {instruction}: {one}")
+        console.note(f"  {name_of(one)}: {one}")
 
     say("write the page")
     story = Story(variant, data, unseen, policy, history, found, films, steps)

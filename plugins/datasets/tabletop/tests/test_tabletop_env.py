@@ -194,13 +194,15 @@ def test_the_robot_adapter_puts_cameras_in_their_places(tmp_path):
     assert not out["image_masks/right_wrist_0_rgb"] and "images/front" not in out
 
 
-def test_a_row_keeps_the_order_of_the_colours():
-    settings = EnvSettings(families=("touch",), colors=("red", "green", "blue"), n_blocks=3, row=True)
+def test_every_colour_stands_anywhere_in_its_lane():
+    settings = EnvSettings(families=("touch",), colors=("red", "green", "blue"), n_blocks=3, lanes=True)
     inner = make(settings, images=False).unwrapped
-    for seed in range(5):
+    places = []
+    for seed in range(30):
         inner.reset(seed=seed)
         assert inner.colors == ["red", "green", "blue"]
-        sides = [inner.block(i)[1] for i in range(3)]
-        assert sides == sorted(sides)
+        places.append([inner.block(i)[:2] for i in range(3)])
+    depth, side = np.moveaxis(np.array(places), 2, 0)
+    assert (np.ptp(depth, 0) > 0.15).all() and (np.ptp(side, 0) < 0.07).all() and (np.diff(side) > 0.05).all()
     with pytest.raises(SettingsError, match="plates"):
-        EnvSettings(row=True)
+        EnvSettings(lanes=True)

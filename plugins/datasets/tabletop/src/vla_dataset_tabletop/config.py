@@ -59,9 +59,9 @@ class EnvSettings:
         n_blocks: blocks in a scene.
         spread: how far from the middle of the table the hand starts, in metres: up to this much forth, back and to each
             side, and 0.4 of it in height. Where starts differ little, the pose tells a policy where it was going.
-        row: the blocks stand side by side in the order of `colors`, each within 3 cm of its place in a row across the
-            table: the instruction then says roughly where to go, and the pictures say exactly. Otherwise a policy has
-            to find the named colour first, which takes a small one far longer. Needs families without plates.
+        lanes: every block has a lane of its own from near to far, in the order of `colors`, and stands anywhere along
+            it: the instruction then names the lane, and only the pictures say where in it. Otherwise a policy has to
+            find the named colour first, which takes a small one far longer. Needs families without plates.
         max_steps: steps at 10 Hz after which an episode is cut; 0: 30 for touch alone, else 80.
         seed: the seed of the first `reset()` that is not given one.
     """
@@ -71,13 +71,15 @@ class EnvSettings:
     image_size: int = field(default=96, validator=_between(16, 640))
     n_blocks: int = field(default=3, validator=_between(1, 4))
     spread: float = field(default=0.03, validator=_between(0, 0.15))
-    row: bool = False
+    lanes: bool = False
     max_steps: int = field(default=0, validator=_between(0, 10_000))
     seed: int = 0
 
     def __attrs_post_init__(self) -> None:
-        if self.row and "place" in self.families:
-            raise SettingsError("a row has no room for plates", field="row", got=True, fix='families without "place"')
+        if self.lanes and "place" in self.families:
+            raise SettingsError(
+                "lanes leave no room for plates", field="lanes", got=True, fix='families without "place"'
+            )
         if len(set(self.colors)) < self.n_blocks:
             raise SettingsError(
                 "fewer colours than blocks", field="colors", got=self.colors, expected=f"at least {self.n_blocks}"
@@ -131,7 +133,7 @@ class DatasetSettings:
     image_size: int = field(default=96, validator=_between(16, 640))
     n_blocks: int = field(default=3, validator=_between(1, 4))
     spread: float = field(default=0.03, validator=_between(0, 0.15))
-    row: bool = False
+    lanes: bool = False
     max_steps: int = field(default=0, validator=_between(0, 10_000))
     seed: int = 0
 
@@ -143,7 +145,7 @@ class DatasetSettings:
             image_size=self.image_size,
             n_blocks=self.n_blocks,
             spread=self.spread,
-            row=self.row,
+            lanes=self.lanes,
             max_steps=self.max_steps,
             seed=self.seed,
         )

@@ -14,7 +14,7 @@ from vla.errors import StoreError
 from vla_dataset_tabletop.config import DatasetSettings
 
 # Part of the cache's name: raised when the scene, the expert or the recording changes.
-REVISION = 1
+REVISION = 2
 
 
 def demonstrations(settings: DatasetSettings) -> Dataset:

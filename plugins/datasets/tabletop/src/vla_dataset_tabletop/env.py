@@ -239,7 +239,7 @@ class TabletopEnv(gymnasium.Env):
         rng, m, d = self.np_random, self.model, self.data
         mujoco.mj_resetData(m, d)
         self.colors = [str(c) for c in rng.choice(list(self.settings.colors), len(self._blocks), replace=False)]
-        if self.settings.row:
+        if self.settings.lanes:
             self.colors.sort(key=self.settings.colors.index)
         self.plates = [str(p) for p in rng.permutation(list(PLATES))][: self._n_plates]
         for i, color in enumerate(self.colors):
@@ -261,10 +261,10 @@ class TabletopEnv(gymnasium.Env):
         mujoco.mj_forward(m, d)
 
     def _spots(self, n: int) -> list[np.ndarray]:
-        if self.settings.row:
+        if self.settings.lanes:
             (near, left), (far, right) = AREA
-            places = np.stack([np.full(n, (near + far) / 2), 0.75 * np.linspace(left, right, n)], 1)
-            return list(places + self.np_random.uniform(-0.03, 0.03, (n, 2)))
+            across = 0.75 * np.linspace(left, right, n) + self.np_random.uniform(-0.03, 0.03, n)
+            return list(np.stack([self.np_random.uniform(near, far, n), across], 1))
         while True:  # draw again from scratch when the table is badly filled
             spots: list[np.ndarray] = []
             for _ in range(200):

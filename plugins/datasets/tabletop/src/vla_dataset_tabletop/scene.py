@@ -5,8 +5,8 @@ from __future__ import annotations
 BLOCK = 0.025  # half the edge of a block
 PLATE = 0.06  # radius of a plate
 # The camera looks from the far side of the table towards the robot, so that the arm hides little:
-# at 64 x 64 pixels it covers about 0.6 m of table, and a block is 5 to 6 pixels wide.
-FRONT = "<camera name='front' pos='.97 0 .64' xyaxes='0 1 0 -.72 0 .694' fovy='40'/>"
+# at 64 x 64 pixels it covers half a metre of table, and a block is 7 pixels wide.
+FRONT = "<camera name='front' pos='.87 0 .784' xyaxes='0 1 0 -.819 0 .574' fovy='30'/>"
 WRIST = "<camera name='wrist' pos='.09 0 .045' xyaxes='0 1 0 .9 0 .43' fovy='75'/>"
 LIMITS = ((0.10, -0.36, 0.03), (0.62, 0.36, 0.45))  # box the end effector stays in
 
