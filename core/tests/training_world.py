@@ -1,12 +1,17 @@
 """A very small world for training tests: a dataset in memory, a model of a few thousand weights, no files.
 
-Also a script: `python training_world.py OUT STEPS torch|jax [--resume]` trains in it (the kill test starts it as a process).
+Also a script: `python training_world.py OUT STEPS torch|jax [--resume]` trains in it (the kill test starts it as a process). More words: `ddp` or `fsdp`, `accumulate`, `validate`.
 """
 
 from __future__ import annotations
 
+import json
+import random
+import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +19,10 @@ from typing import Any
 import numpy as np
 
 from vla.compose import build
+from vla.training.checkpoints import checkpoint_steps
 from vla.training.config import TrainConfig
+from vla.training.loader import Loader
+from vla.training.metrics import FILE
 from vla.training.order import split_episodes
 from vla.training.prepare import Prepared, _frames
 
@@ -129,14 +137,88 @@ def config(steps: int, **values: Any) -> TrainConfig:
     return TrainConfig(**{**base, **values})
 
 
+def survive(folder: Path, framework: str, kills: int, env: dict[str, str], check: Callable[[Path], None]) -> str:
+    """Train 20 steps in processes that are killed, `kills` times in all: up to 4 steps after they began and 0.1 s more.
+
+    The wait is counted in steps, so that the kills fall everywhere on a busy machine too. A run that was done before its
+    kill is checked and another begins. `check(out)` looks at every finished run.
+
+    Returns:
+        What happened, in words.
+    """
+    rng, landed, finished, cut, places = random.Random(0), 0, 0, 0, set()
+
+    def start(out: Path) -> subprocess.Popen[str]:
+        again = ["--resume"] if checkpoint_steps(out) else []
+        command = [sys.executable, __file__, str(out), "20", framework, *again]
+        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout and process.stderr
+        assert process.stdout.readline() == "training\n", process.stderr.read()
+        return process
+
+    def steps(out: Path) -> int:
+        return (out / FILE).read_text().count('"event": "step"')
+
+    while landed < kills:
+        out = folder / f"run{finished}"
+        process = start(out)
+        until = steps(out) + rng.randrange(5)
+        while steps(out) < until and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(rng.random() * 0.1)
+        process.kill()
+        process.communicate()
+        if process.returncode == -signal.SIGKILL:
+            landed += 1
+            cut += any((*out.rglob(".tmp-*"), *out.rglob(".old-*")))
+            places.add(steps(out))
+        else:  # it was done before the kill
+            check(out)
+            finished += 1
+    process = start(folder / f"run{finished}")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    check(folder / f"run{finished}")
+    words = f"after {len(places)} different numbers of steps; {cut} left a half-written folder"
+    return f"{framework}: {landed} kills in {finished + 1} runs, {words}; every run ended as an uninterrupted one"
+
+
+def ids_seen(out: Path) -> list[list[int]]:
+    """The samples that each step was made with, by step; whoever made a step again must have seen the same."""
+    seen: dict[int, list[int]] = {}
+    for line in (out / "ids.jsonl").read_text().splitlines(keepends=True):
+        if line.endswith("\n"):  # else cut short by a kill
+            step, ids = json.loads(line)
+            assert seen.setdefault(step, ids) == ids, f"step {step} was made with other samples after a resume"
+    return [seen[k] for k in range(len(seen))]
+
+
+class Witness(Loader):
+    """Writes down which samples the engine gets."""
+
+    out: Path
+
+    def stream(self, start: int, stop: int) -> Any:
+        with (self.out / "ids.jsonl").open("a") as file:
+            for batch in super().stream(start, stop):
+                file.write(json.dumps([batch.step, batch.ids.tolist()]) + "\n")
+                file.flush()
+                yield batch
+
+
 def main(argv: list[str]) -> None:
     """Saves often and trains slowly, so that a kill is likely to fall into either; says so when it begins."""
     from vla.training import loop
 
     out, steps, framework = Path(argv[1]), int(argv[2]), argv[3]
     mode = next((word for word in argv if word in ("ddp", "fsdp")), "none")
-    made = config(steps, framework=framework, save_every=2, distributed=mode)
+    more: dict[str, Any] = {"accumulate": 2} if "accumulate" in argv else {}
+    more |= {"val_episodes": 1, "val_every": 3, "lr_decay_steps": 6} if "validate" in argv else {}
+    made = config(steps, framework=framework, save_every=2, distributed=mode, **more)
     loop.prepare = lambda *a: prepared(made)  # type: ignore[assignment]
+    if mode == "none":
+        Witness.out = out
+        loop.Loader = Witness  # type: ignore[misc]
 
     def listen(event: str, record: Any) -> None:
         if event == "start":

@@ -135,10 +135,19 @@ def remove(out: Path, steps: Iterable[int]) -> None:
 
 
 def sweep(out: Path) -> None:
-    """Remove what a killed run left half-written. Only the holder of the run's lock may call this."""
-    folder = out / FOLDER
-    for left in [*folder.glob(".tmp-*"), *folder.glob(".old-*"), *out.glob(".tmp-*")] if out.is_dir() else []:
-        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+    """Remove what a killed run left half-written. Only the holder of the run's lock may call this.
+
+    A folder that was moved aside for a new one which never took its place (`atomic_folder`) is put back.
+    """
+    for folder in (out, out / FOLDER):
+        for left in [*folder.glob(".tmp-*"), *folder.glob(".old-*")] if folder.is_dir() else []:
+            place = folder / left.name.removeprefix(".old-").rpartition("-")[0]
+            if left.name.startswith(".old-") and not place.exists():
+                left.rename(place)
+            elif left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 @contextmanager
