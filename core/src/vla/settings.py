@@ -41,10 +41,12 @@ def structure(cls: type, values: Mapping[str, Any], path: str) -> Any:
             raise unknown_key(f"{path}.{key}", [f"{path}.{name}" for name in fields])
         field = fields[key]
         try:
-            given[key] = _converter().structure(value, field.type or Any)
+            given[key] = _read(value, Any if field.type is None else field.type, f"{path}.{key}")
             if field.validator is not None:
                 field.validator(None, field, given[key])
-        except Exception as error:  # cattrs and validators raise many kinds; all mean this value is wrong
+        except SettingsError:  # in a record inside this one
+            raise
+        except Exception as error:  # validators raise many kinds; all mean this value is wrong
             raise wrong_value(f"{path}.{key}", value, field, error) from error
     try:
         return cls(**given)
@@ -104,7 +106,9 @@ def describe(wanted: Any) -> str:
     if origin is Literal:
         return " or ".join(repr(a) for a in args)
     if origin in (Union, types.UnionType):
-        return " or ".join("nothing" if a is type(None) else describe(a) for a in args)
+        return " or ".join(map(describe, args))
+    if wanted is type(None):
+        return "nothing"
     if origin is tuple:
         if len(args) == 2 and args[1] is Ellipsis:
             return f"list of {describe(args[0])}"
@@ -112,45 +116,42 @@ def describe(wanted: Any) -> str:
     return getattr(wanted, "__name__", str(wanted))
 
 
-def _exactly(cls: type) -> Any:
-    def check(value: Any, _: Any) -> Any:
-        if type(value) is not cls:
-            raise TypeError(f"expected {cls.__name__}")
+def _read(value: Any, wanted: Any, path: str) -> Any:
+    """The value as a setting of this type.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    origin, args = typing.get_origin(wanted), typing.get_args(wanted)
+    if wanted is Any:
         return value
-
-    return check
-
-
-def _number(value: Any, _: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise TypeError("expected a finite number")
-    return float(value)
-
-
-def _sequence(converter: Any) -> Any:
-    def structure_tuple(value: Any, wanted: Any) -> tuple[Any, ...]:
+    if origin is Literal:
+        if not any(type(value) is type(one) and value == one for one in args):
+            raise ValueError("none of the known values")
+        return value
+    if origin in (Union, types.UnionType):
+        for one in args:
+            try:
+                return _read(value, one, path)
+            except (TypeError, ValueError):
+                continue
+        raise TypeError(f"expected {describe(wanted)}")
+    if tuple in (wanted, origin):
         if not isinstance(value, (list, tuple)):
             raise TypeError("expected a list")
-        args = typing.get_args(wanted)
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(converter.structure(v, args[0]) for v in value)
-        if args and len(args) != len(value):
+        if args and args[-1] is not Ellipsis and len(args) != len(value):
             raise ValueError(f"expected {len(args)} values")
-        return tuple(converter.structure(v, a) for v, a in zip(value, args, strict=True)) if args else tuple(value)
-
-    return structure_tuple
-
-
-@functools.cache
-def _converter() -> Any:
-    import cattrs
-
-    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
-    for cls in (int, str, bool):
-        converter.register_structure_hook(cls, _exactly(cls))
-    converter.register_structure_hook(float, _number)
-    converter.register_structure_hook_func(lambda t: t is tuple or typing.get_origin(t) is tuple, _sequence(converter))
-    return converter
+        types_of = args if args and args[-1] is not Ellipsis else (args[0] if args else Any,) * len(value)
+        return tuple(_read(v, t, path) for v, t in zip(value, types_of, strict=True))
+    if wanted is float:
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise TypeError("expected a finite number")
+        return float(value)
+    if attrs.has(wanted) and isinstance(value, Mapping):
+        return structure(wanted, value, path)
+    if type(value) is not wanted:
+        raise TypeError(f"expected {describe(wanted)}")
+    return value
 
 
 def parse_sets(sets: Mapping[str, Any] | Iterable[str] | str) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def doctor(name: str = "", /, light: bool = False) -> int:
     from vla.parts import CONTRACTS
 
     versions = []
-    for package in ("vla-core", "attrs", "cattrs", "numpy", "torch", "jax", "flax"):
+    for package in ("vla-core", "attrs", "numpy", "torch", "jax", "flax"):
         try:
             versions.append(f"{package} {version(package)}")
         except PackageNotFoundError:
