@@ -6,7 +6,7 @@ Each process computes its rows of the same global batch with the same draws, so 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -49,10 +49,14 @@ class Devices:
             from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
             mesh = init_device_mesh(self.device.type, (self.world,))
+            # What is called without its layer gathers itself: the modulations of a stack depend on time alone.
             for name, module in model.named_modules():
-                if isinstance(module, nn.ModuleList) and name.rsplit(".", 1)[-1] in ("layers", "blocks"):
-                    for layer in module:
-                        fully_shard(layer, mesh=mesh)
+                if name.endswith(".modulation"):
+                    fully_shard(module, mesh=mesh)
+            for layer in layers_of(model):
+                fully_shard(layer, mesh=mesh)
+                if hasattr(layer, "room"):
+                    register_fsdp_forward_method(layer, "room")  # packs the layer's weights for decoding
             fully_shard(model, mesh=mesh)
             for method in ("loss", "sample"):
                 register_fsdp_forward_method(model, method)
@@ -95,6 +99,17 @@ class Devices:
         value = torch.tensor(float(flag), device=self.device)
         dist.all_reduce(value)
         return bool(value > 0)
+
+
+def layers_of(model: nn.Module) -> Iterator[nn.Module]:
+    """Every transformer layer: members of module lists `layers` and `blocks`.
+
+    Of a plain dict of modules, which nobody calls, its members.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and name.rsplit(".", 1)[-1] in ("layers", "blocks"):
+            for layer in module:
+                yield from layer.values() if type(layer) is nn.ModuleDict else (layer,)
 
 
 class _Loss(nn.Module):
