@@ -100,6 +100,15 @@ def test_names_and_moments_are_the_same_in_both(trained):
     assert {n: tuple(p.shape) for n, p in torch.trained.items()} == names
 
 
+def test_either_framework_takes_up_the_others_state(trained):
+    variant, config, torch, _, _, _, start = trained
+    state = torch.state()
+    other = JaxEngine(variant, config, {k: v.copy() for k, v in start.items()})
+    other.load_state(state)
+    taken = other.state()
+    assert all(np.array_equal(taken[p][k], state[p][k]) for p in state for k in state[p])
+
+
 def test_the_first_values_are_the_same_and_change_nothing():
     config = with_lora(seed=3)
     _, torch, jax, loader, start = engines(config)
