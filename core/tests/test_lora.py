@@ -176,7 +176,7 @@ def run(out, config, **options):
         return loop.train("world", "world", out=out, config=config, **options)
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_saved_and_resumed_is_uninterrupted_to_the_bit(tmp_path, framework):
     config = with_lora(8, save_every=4, framework=framework)
     run(tmp_path / "whole", config)
