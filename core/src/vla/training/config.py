@@ -123,7 +123,10 @@ class TrainConfig:
         listeners: more places for the metrics: `tensorboard`, `trackio`, `wandb`.
         progress: draw a progress bar.
         distributed: `none`, `ddp` (weights on every device) or `fsdp` (weights cut over the devices). PyTorch: one
-            process per device, started with `torchrun --nproc-per-node N --no-python vla train ...`. JAX: all it sees.
+            process per device, started with `torchrun --nproc-per-node N --no-python vla train ...`. JAX: all devices
+            of the machine; of several machines with one process on each, started with JAX_COORDINATOR_ADDRESS=HOST:PORT
+            and JAX_NUM_PROCESSES and JAX_PROCESS_ID set, or by Slurm, Open MPI or on a TPU pod. All processes must see
+            the run directory.
     """
 
     steps: int = 30_000

@@ -16,7 +16,6 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax import numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vla.contracts import Actions, Observation
 from vla.errors import SettingsError
@@ -26,10 +25,9 @@ from vla.jax_kit.ops import autocast
 from vla.params import table, to_other, to_torch
 from vla.store import check_names
 from vla.training.config import TrainConfig
+from vla.training.jax_devices import alike, any_of, fetch, leave, make_mesh, pick_device, put, put_rows, shard, whole
 from vla.training.lora import adapters_of, first_values, frozen_by
 
-AXIS = "devices"
-SMALL = 1 << 12  # values below which an array is not worth cutting
 Tree = dict[str, Array]  # nnx path joined by "/" -> array
 
 
@@ -47,6 +45,7 @@ class JaxEngine:
         own = [row for adapter in self.adapters for row in adapter.rows]
         self.rows = (*table(variant), *own)
         self.device = pick_device(config.device)
+        self.cameras = variant.spec.cameras
         self.mesh = make_mesh(self.device, config)
         with jax.default_device(self.device):
             model = abstract_model(variant) if weights is not None else build_model(variant, config.seed)
@@ -86,7 +85,7 @@ class JaxEngine:
         """
         moving = (self.params, self.ema, self.m, self.v, self.updates)
         rates = np.float32(lr), np.float32(keep)
-        micro = tuple(self._rows_apart(batch) for batch in micro_batches)
+        micro = tuple(self._rows_apart(micro_batches))
         moving, result = self._update(moving, self.fixed, micro, *rates)
         self.params, self.ema, self.m, self.v, self.updates = moving
         return result
@@ -147,7 +146,7 @@ class JaxEngine:
     @staticmethod
     def read(results: Sequence[Mapping[str, Array]]) -> list[dict[str, float]]:
         """Results of `step` as numbers: one wait for the device."""
-        return [{k: float(v) for k, v in r.items()} for r in jax.device_get(list(results))]
+        return [{k: float(v) for k, v in r.items()} for r in fetch(list(results))]
 
     @property
     def reads_late(self) -> bool:
@@ -155,11 +154,12 @@ class JaxEngine:
         return self.device.platform != "cpu"
 
     def agree(self, flag: bool) -> bool:
-        """Whether any process raises this flag; there is one."""
-        return flag
+        """Whether any process raises this flag."""
+        return any_of(flag)
 
     def close(self) -> None:
-        """Nothing to leave."""
+        """The end of the run, for all processes at once."""
+        leave()
 
     # ---- looking at the model ----------------------------------------------------------------------------------------
 
@@ -168,7 +168,7 @@ class JaxEngine:
         state = self._state({**self.params, **self.ema, **self.fixed})
         found = losses(self.graph, state, obs, actions, draws, dtype=self._dtype)
         total = merge(self.graph, state).total(found)
-        return {"loss": np.asarray(total), **{f"loss/{k}": np.asarray(v) for k, v in found.items()}}
+        return fetch({"loss": total, **{f"loss/{k}": v for k, v in found.items()}})
 
     def sample(
         self, obs: Observation, noise: np.ndarray | None, grammar: Any, real_dims: np.ndarray | None = None
@@ -176,7 +176,7 @@ class JaxEngine:
         """One chunk per row from the weights that would be saved."""
         state = self._state({**self.params, **self.ema, **self.fixed})
         out = sample(self.graph, state, obs, noise, grammar, real_dims, dtype=self._dtype)
-        return {k: np.asarray(v) for k, v in out.items()}
+        return fetch(out)
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
@@ -220,21 +220,21 @@ class JaxEngine:
             return
         cut = self.config.distributed == "fsdp"
 
-        def put(tree: Tree) -> Tree:
-            return {
-                k: jax.device_put(v, shard(self.mesh, v.shape) if cut else whole(self.mesh)) for k, v in tree.items()
-            }
+        def placed(tree: Tree) -> Tree:
+            return {k: put(v, shard(self.mesh, v.shape) if cut else whole(self.mesh)) for k, v in tree.items()}
 
         self.params, self.fixed, self.ema, self.m, self.v = map(
-            put, (self.params, self.fixed, self.ema, self.m, self.v)
+            placed, (self.params, self.fixed, self.ema, self.m, self.v)
         )
-        self.updates = jax.device_put(self.updates, whole(self.mesh))
+        self.updates = put(self.updates, whole(self.mesh))
 
-    def _rows_apart(self, batch: Any) -> Any:
-        """The rows of a batch over the devices; the compiler derives all exchanges from where the arrays are."""
+    def _rows_apart(self, micro_batches: Sequence[Any]) -> Sequence[Any]:
+        """The rows of each micro-batch over the devices; the compiler derives all exchanges from where arrays are."""
         if self.mesh is None:
-            return batch
-        return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec(AXIS)))
+            return micro_batches
+        if jax.process_count() > 1:
+            micro_batches = alike(micro_batches, self.cameras)
+        return [put_rows(batch, self.mesh) for batch in micro_batches]
 
     @property
     def _dtype(self) -> str | None:
@@ -251,54 +251,7 @@ class JaxEngine:
 
     @staticmethod
     def _to_torch(tree: Mapping[str, Array], rows: Sequence[Any]) -> dict[str, np.ndarray]:
-        return to_torch(rows, jax.device_get(dict(tree)))
-
-
-def pick_device(name: str) -> Any:
-    """The device a config asks for."""
-    if name == "auto":
-        return jax.devices()[0]
-    platform, _, index = name.partition(":")
-    try:
-        return jax.devices("gpu" if platform == "cuda" else platform)[int(index or 0)]
-    except (RuntimeError, ValueError, IndexError) as error:
-        have = ", ".join(sorted({d.platform for d in jax.devices()}))
-        raise SettingsError(
-            "JAX finds no such device here", field="train.device", got=name, expected=f"auto, {have}"
-        ) from error
-
-
-def make_mesh(device: Any, config: TrainConfig) -> Mesh | None:
-    """All devices of this kind in one row, or None to train on one.
-
-    Raises:
-        SettingsError: the rows of a micro-batch do not divide over the devices.
-    """
-    if config.distributed == "none":
-        return None
-    devices = jax.devices(device.platform)
-    rows = config.batch_size // config.accumulate
-    if rows % len(devices):
-        expected = f"a multiple of {len(devices)} devices"
-        raise SettingsError(
-            "a micro-batch splits evenly over the devices", field="train.batch_size", got=rows, expected=expected
-        )
-    return Mesh(np.array(devices), (AXIS,))
-
-
-def shard(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """openpi's rule: the longest axis that divides over the devices; small arrays and vectors are kept whole."""
-    longest = sorted(range(len(shape)), key=lambda i: -shape[i])
-    size = mesh.devices.size
-    axis = next((i for i in longest if shape[i] % size == 0), None)
-    if len(shape) < 2 or np.prod(shape) < SMALL or axis is None:
-        return whole(mesh)
-    return NamedSharding(mesh, PartitionSpec(*[AXIS if i == axis else None for i in range(len(shape))]))
-
-
-def whole(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
-    return NamedSharding(mesh, PartitionSpec())
+        return to_torch(rows, fetch(dict(tree)))
 
 
 def freeze(rows: Sequence[Any], prefixes: Sequence[str]) -> set[str]:

@@ -376,6 +376,10 @@ def _place(config: TrainConfig) -> tuple[int, int]:
     """(rank, number of processes)."""
     if config.distributed == "none":
         return 0, 1
+    if config.framework == "jax":
+        from vla.training.jax_devices import join
+
+        return join(config)
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
