@@ -6,6 +6,7 @@ python scripts/make_reference.py [FILE]
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 MODULES = (
     "vla.parts",
     "vla.layout", "vla.contracts", "vla.errors", "vla.compose", "vla.fitting", "vla.registry", "vla.params",
-    "vla.codecs", "vla.datasets", "vla.draws", "vla.store", "vla.policy", "vla.hooks", "vla.testing.frameworks",
+    "vla.codecs", "vla.id_map", "vla.tokenizer", "vla.datasets", "vla.draws", "vla.store", "vla.policy", "vla.hooks",
+    "vla.testing.frameworks",
     "vla.testing.parts", "vla.testing.models", "vla.testing.heads", "vla.testing.tokenizers", "vla.testing.datasets",
 )  # fmt: skip
 
@@ -65,7 +67,8 @@ def public(module: Any) -> list[tuple[str, Any]]:
 def signature(thing: Any) -> str:
     """The arguments, without what documentation need not show."""
     try:
-        return str(inspect.signature(thing)).replace("'", "").replace("NOTHING", "...")
+        text = str(inspect.signature(thing)).replace("'", "").replace("NOTHING", "...")
+        return re.sub(r"<(?:function|object) [^<>]*>", "...", text)  # defaults without a name of their own
     except (TypeError, ValueError):
         return ""
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla.codecs import IdMap, Tokenizer, open_tokenizer
 from vla.compose import resolve
 from vla.contracts import Spec
 from vla.errors import DecodeError
+from vla.id_map import IdMap
+from vla.tokenizer import Tokenizer, open_tokenizer
 
 ROOT = Path(__file__).parents[1].parent / "shared"
 SHARED = Path(os.environ.get("VLA_SHARED", ROOT))

@@ -9,9 +9,9 @@ import pytest
 import vla
 from vla import store
 from vla.cli import main
-from vla.codecs import open_tokenizer
 from vla.errors import DataError, PartError, SettingsError, StoreError
 from vla.policy import ActionError, Policy, untrained
+from vla.tokenizer import open_tokenizer
 from vla.transforms.stats import Stats
 
 torch = pytest.importorskip("torch")

@@ -8,10 +8,10 @@ import pytest
 
 from vla.cli import main
 from vla.codec_bench import load_chunks
-from vla.codecs import open_tokenizer
 from vla.compose import resolve
 from vla.contracts import Spec
 from vla.errors import DataError, SettingsError
+from vla.tokenizer import open_tokenizer
 
 TEXT = {"part": "paligemma", "preset": "tiny"}
 

@@ -3,18 +3,10 @@
 import numpy as np
 import pytest
 
-from vla.codecs import (
-    ARRAYS_FILE,
-    CODEC_FILE,
-    ID_MAP_FILE,
-    IdMap,
-    Tokenizer,
-    check_chunks,
-    discretise_state,
-    read_codec,
-    write_codec,
-)
+from vla.codecs import ARRAYS_FILE, CODEC_FILE, check_chunks, read_codec, write_codec
 from vla.errors import DataError, DecodeError, SettingsError, StoreError
+from vla.id_map import ID_MAP_FILE, IdMap
+from vla.tokenizer import Tokenizer, discretise_state
 
 
 class Letters:

@@ -51,7 +51,7 @@ class ModelDir:
     variant: Any  # vla.compose.Variant
     weights: Path
     stats: Any | None  # {"state": Stats, "actions": Stats}
-    tokenizer: Any  # vla.codecs.Tokenizer
+    tokenizer: Any  # vla.tokenizer.Tokenizer
     record: Mapping[str, Any] = field(factory=dict)
     digest: str = ""  # SHA-256 of the manifest: the identity of this model
 
@@ -184,7 +184,7 @@ def save_model(
         variant: a `vla.compose.Variant`.
         weights: torch name -> array.
         stats: what `vla.transforms.stats.compute_stats` gave, or None.
-        tokenizer: the variant's `vla.codecs.Tokenizer`; None when it has nothing learned.
+        tokenizer: the variant's `vla.tokenizer.Tokenizer`; None when it has nothing learned.
         record: plain values (JSON) about the run.
         overwrite: replace a model directory that is there.
     """
@@ -241,8 +241,8 @@ def open_model(folder: str | Path, *, verify: bool = True) -> ModelDir:
         )
     digest = verify_folder(folder) if verify else ""
 
-    from vla.codecs import open_tokenizer
     from vla.compose import read_variant
+    from vla.tokenizer import open_tokenizer
 
     variant = read_variant(folder / VARIANT)
     stats = None

@@ -82,11 +82,11 @@ def _inputs(variant: Any, stats: Any, tokenizer: Any, data: str, batch: int, see
 
     if not data:
         return random_batch(variant, batch=batch, seed=seed), None
-    from vla.codecs import open_tokenizer
     from vla.contracts import Actions, check_observation, observation_from, pack
     from vla.datasets import open_dataset
     from vla.draws import sampling_noise, training_draws
     from vla.errors import SettingsError
+    from vla.tokenizer import open_tokenizer
     from vla.transforms import build_group, collate
 
     if stats is None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from attrs import evolve
 
-from vla.codecs import Tokenizer, open_tokenizer
 from vla.errors import DataError, DecodeError, SettingsError, VlaError
 from vla.testing.parts import PartConformance
+from vla.tokenizer import Tokenizer, open_tokenizer
 
 HORIZON, DIM, ROOM = 8, 5, 400
 PROMPT = "pick up the red_block"

@@ -69,7 +69,7 @@ def prepare(
         DataError: the dataset is empty, lacks a camera, is of another robot or of other widths, or has a bad frame.
         StoreError, PartError, SettingsError: the model cannot be opened.
     """
-    from vla.codecs import open_tokenizer
+    from vla.tokenizer import open_tokenizer
     from vla.transforms import build_group, collate
     from vla.transforms.stats import load_stats
 

@@ -27,7 +27,7 @@ class Context:
     Attributes:
         variant: the whole tree (`vla.compose.Variant`); an adapter reads `variant.spec`, never a model type.
         stats: {"state": Stats, "actions": Stats}, or None while statistics are being computed.
-        tokenizer: `vla.codecs.Tokenizer`, or None.
+        tokenizer: `vla.tokenizer.Tokenizer`, or None.
         robot_state_dim, robot_action_dim: the robot's own widths, before padding to those of the spec.
         default_prompt: the instruction of samples that bring none.
     """
@@ -173,7 +173,7 @@ def build_group(
     Args:
         variant: `vla.compose.Variant`.
         stats: {"state": Stats, "actions": Stats}; see `vla.transforms.stats`.
-        tokenizer: `vla.codecs.Tokenizer`; None leaves tokenising out (statistics, fitting a tokenizer).
+        tokenizer: `vla.tokenizer.Tokenizer`; None leaves tokenising out (statistics, fitting a tokenizer).
         default_prompt: the instruction of samples that bring none.
 
     Raises:

@@ -161,7 +161,7 @@ class FastCodec:
         return out
 
     def decode(self, ids: np.ndarray, horizon: int, dim: int, mode: str = "strict") -> np.ndarray:
-        """Actions [horizon dim] float64; see `vla.codecs.Tokenizer.decode`.
+        """Actions [horizon dim] float64; see `vla.tokenizer.Tokenizer.decode`.
 
         relaxed: missing coefficients, the highest frequencies, are taken as 0, and what is too many is dropped.
         """

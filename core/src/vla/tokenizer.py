@@ -1,0 +1,333 @@
+"""The tokenizer of a variant: the one prompt builder, and a text tokenizer joined to an action codec.
+
+A tokenizer is a text tokenizer and, for `fast`, `binning` and `fsq`, an action codec; they differ only in the codec.
+`Tokenizer` joins the two: it lays out the prompt, places action ids in the text vocabulary by an explicit stored id
+map, and cuts answers back into action ids. Decoding slices ids; it never goes through text.
+
+Formats (openpi `models/tokenizer.py`), `B` = begin of text, `E` = end of text:
+
+    pi0    B <prompt> \\n                                             prompt stripped, "_" and "\\n" become blanks
+    pi05   B Task: <prompt>, State: <s0 s1 ...>;\\nAction:_            as pi0; the state in 256 bins
+    fast   B Task: <prompt>, State: <s0 s1 ...>;\\n | Action:_ <ids>"|"E  lower case, stripped, "_" becomes a blank,
+    "\\n" kept
+
+What stands right of the bar is the target: `token_ar_mask` 1 and `token_loss_mask` True. A sequence that is too long
+keeps its head, as in openpi, and is reported once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from attrs import frozen
+
+from vla.codecs import CODEC_FILE, ActionCodec, TextTokenizer, check_chunks
+from vla.contracts import DecodeGrammar, Spec
+from vla.errors import DataError, DecodeError, SettingsError
+from vla.id_map import ID_MAP_FILE, IdMap
+
+FOLDER = "tokenizer"  # inside `assets/`
+MODES = ("strict", "relaxed", "openpi")
+PAD = 0
+_log = logging.getLogger("vla.tokenizer")
+
+
+# ---- state and prompt -----------------------------------------------------------------------------------------------
+
+
+def discretise_state(state: np.ndarray, bins: int = 256) -> np.ndarray:
+    """Bin numbers of a normalised state [..., s]: `bins` equal bins over [-1, 1).
+
+    As openpi does: a value below -1 gives -1 (it is printed as "-1"), a value of 1 or more gives bins - 1.
+    """
+    return np.digitize(state, np.linspace(-1, 1, bins + 1)[:-1]) - 1
+
+
+def _state_words(state: np.ndarray) -> str:
+    return " ".join(map(str, discretise_state(state)))
+
+
+def _clean(prompt: str) -> str:
+    return prompt.strip().replace("_", " ").replace("\n", " ")
+
+
+@frozen
+class Prompt:
+    """One prompt format: the pieces of text before the actions, encoded one by one; the first begins the text."""
+
+    name: str
+    has_state: bool
+    pieces: Callable[[str, Any], tuple[str, ...]]  # (prompt, state [s] or None)
+
+
+PROMPTS: dict[str, Prompt] = {
+    p.name: p
+    for p in (
+        Prompt("pi0", False, lambda text, state: (_clean(text), "\n")),
+        Prompt("pi05", True, lambda text, state: (f"Task: {_clean(text)}, State: {_state_words(state)};\nAction: ",)),
+        Prompt(
+            "fast",
+            True,
+            lambda text, state: (f"Task: {text.lower().strip().replace('_', ' ')}, State: {_state_words(state)};\n",),
+        ),
+    )
+}
+ANSWER_PREFIX, ANSWER_END = "Action: ", "|"
+
+
+# ---- the tokenizer --------------------------------------------------------------------------------------------------
+
+
+class Tokenizer:
+    """Text tokenizer + codec + prompt format of one variant; made by `open_tokenizer`."""
+
+    def __init__(self, text: TextTokenizer, codec: ActionCodec | None, prompt: str, id_map: IdMap | None, max_len: int):
+        self.text, self.codec, self.max_len = text, codec, max_len
+        self.id_map = id_map or IdMap(text.vocab_size, np.zeros(0, np.int32))
+        if prompt not in PROMPTS:
+            raise SettingsError("no such prompt format", field="tokenizer.prompt", got=prompt, expected=list(PROMPTS))
+        self._format = prompt
+        self.vocab_size = text.vocab_size
+        self._warned = False
+        if codec is None:
+            return
+        self._prefix = np.asarray(text.encode(ANSWER_PREFIX), np.int32)
+        self._suffix = np.asarray(text.encode(ANSWER_END, eos=True), np.int32)
+        if self.id_map.vocab_size != text.vocab_size or len(self.id_map.text_ids) != codec.vocab_size:
+            raise SettingsError(
+                "the stored id map is of another tokenizer",
+                field=f"assets/{FOLDER}/{ID_MAP_FILE}",
+                got=f"{len(self.id_map.text_ids)} action ids in a vocabulary of {self.id_map.vocab_size}",
+                expected=f"{codec.vocab_size} action ids in a vocabulary of {text.vocab_size}",
+                fix="fit the tokenizer again, or restore the settings it was fitted with",
+            )
+        markers = np.concatenate([self._prefix, self._suffix])
+        if clash := sorted(set(markers[self.id_map.to_codec(markers) >= 0].tolist())):
+            raise SettingsError(
+                "action ids fall on pieces that the prompt format needs",
+                field="tokenizer",
+                got=f"text ids {clash}",
+                fix="lower the number of action ids, change tokenizer.skip, or take a larger text vocabulary",
+            )
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt format; looked up, so that a tokenizer can be sent to worker processes."""
+        return PROMPTS[self._format]
+
+    @property
+    def fitted(self) -> bool:
+        """Whether nothing is left to learn: True for a text-only tokenizer."""
+        return self.codec is None or self.codec.fitted
+
+    def fit(self, chunks: np.ndarray) -> Tokenizer:
+        """Fit the codec on normalised chunks [n h d]; a text-only tokenizer has nothing to learn. Returns itself."""
+        if self.codec is not None:
+            self.codec = self.codec.fit(check_chunks(chunks))
+        return self
+
+    def tokenize(
+        self, prompt: str, state: np.ndarray | None = None, actions: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """Model input of one sample.
+
+        Args:
+            prompt: instruction.
+            state: [s] normalised and not padded; needed by the formats that print it.
+            actions: [h d] normalised, not padded; None at inference. Ignored when there is no codec.
+
+        Returns:
+            tokenized_prompt int32 [l], tokenized_prompt_mask bool [l], token_ar_mask int32 [l], token_loss_mask bool
+            [l].
+
+        Raises:
+            DataError: no text, a missing or bad state, or bad actions.
+        """
+        batch = self.tokenize_batch(
+            [prompt], None if state is None else [state], None if actions is None else np.asarray(actions)[None]
+        )
+        return {key: value[0] for key, value in batch.items()}
+
+    def tokenize_batch(
+        self, prompts: Sequence[str], states: Sequence[np.ndarray] | None = None, actions: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """As `tokenize`, for a batch: states [b s], actions [b h d]; the arrays gain a first axis."""
+        targets: list[np.ndarray] | None = None
+        if self.codec is not None and actions is not None:
+            targets = self.codec.encode(check_chunks(actions))
+            if len(targets) != len(prompts):
+                raise DataError(
+                    "prompts and actions differ in number", field="actions", got=len(targets), expected=len(prompts)
+                )
+        shape = (len(prompts), self.max_len)
+        out = {
+            "tokenized_prompt": np.zeros(shape, np.int32),
+            "tokenized_prompt_mask": np.zeros(shape, bool),
+            "token_ar_mask": np.zeros(shape, np.int32),
+            "token_loss_mask": np.zeros(shape, bool),
+        }
+        for row, prompt in enumerate(prompts):
+            prefix = self._prompt_ids(prompt, None if states is None else states[row])
+            ids = prefix
+            if targets is not None:
+                ids = np.concatenate([prefix, self._prefix, self.id_map.to_text(targets[row]), self._suffix])
+            if len(ids) > self.max_len:
+                self._report_cut(len(ids))
+            n = min(len(ids), self.max_len)
+            out["tokenized_prompt"][row, :n] = ids[:n]
+            out["tokenized_prompt_mask"][row, :n] = True
+            out["token_ar_mask"][row, len(prefix) : n] = 1
+            out["token_loss_mask"][row, len(prefix) : n] = True
+        return out
+
+    def _prompt_ids(self, prompt: str, state: np.ndarray | None) -> np.ndarray:
+        if not isinstance(prompt, str):
+            raise DataError("the prompt is not text", field="prompt", got=type(prompt).__name__, expected="str")
+        if self.prompt.has_state:
+            if state is None:
+                raise DataError(
+                    f"the prompt format {self.prompt.name!r} writes the state into the prompt, and there is none",
+                    field="state",
+                    fix="give the state",
+                )
+            state = np.asarray(state)
+            if state.ndim != 1:
+                raise DataError("the state of one sample has one axis", field="state", got=state.shape, expected="[s]")
+            if not np.isfinite(state).all():
+                bad = int(np.argwhere(~np.isfinite(state))[0, 0])
+                raise DataError("the state has NaN or infinite values", field=f"state[{bad}]", got=float(state[bad]))
+        pieces = self.prompt.pieces(prompt, state)
+        return np.concatenate([self.text.encode(piece, bos=i == 0) for i, piece in enumerate(pieces)]).astype(np.int32)
+
+    def _report_cut(self, length: int) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "a prompt of %d tokens is cut to spec.max_token_len = %d; its end, actions included, is lost. "
+                "Build with --set spec.max_token_len=%d or more. (Said once.)",
+                length,
+                self.max_len,
+                length,
+            )
+
+    def grammar(self, horizon: int, dim: int) -> DecodeGrammar:
+        """Which answers stand for a chunk [horizon dim]."""
+        codec = self._need_codec()
+        return DecodeGrammar(
+            prefix=tuple(self._prefix.tolist()),
+            action_ids=self.id_map.text_ids,
+            lengths=codec.lengths(),
+            total=codec.total(horizon, dim),
+            suffix=tuple(self._suffix.tolist()),
+        )
+
+    def decode(self, tokens: np.ndarray, horizon: int, dim: int, mode: str = "strict") -> np.ndarray:
+        """Actions [horizon dim] from the tokens of one answer [n] (prompt, padding and end of text may be there too).
+
+        Modes:
+            strict: after "Action: " only action tokens, up to the first "|", end of text or padding; they must stand
+            for
+                exactly one chunk.
+            openpi: tokens that are no action tokens are passed over, as openpi does (`binning` gives them the value of
+                their id, outside [-1, 1]); the rest must stand for exactly one chunk (`binning`: at least one).
+            relaxed: as openpi, but a chunk too short is filled up and one too long is cut, as the codec says.
+
+        Raises:
+            DecodeError: the tokens stand for no chunk, and why. openpi gives zeros there, which moves a robot.
+        """
+        codec = self._need_codec()
+        if mode not in MODES:
+            raise SettingsError("no such decode mode", field="mode", got=mode, expected=list(MODES))
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+            raise DataError(
+                "tokens of one answer are a row of whole numbers", field="tokens", got=f"{tokens.dtype} {tokens.shape}"
+            )
+        answer = self._answer(tokens.astype(np.int64))
+        if mode == "openpi" and hasattr(codec, "decode_any"):
+            # The id map is a line in openpi's case; outside it the same line is followed.
+            return codec.decode_any(int(self.id_map.text_ids[0]) - answer, horizon, dim)
+        ids = self.id_map.to_codec(answer)
+        foreign = np.flatnonzero(ids < 0)
+        if len(foreign) and mode == "strict":
+            raise DecodeError(
+                "a token of the answer is no action token",
+                field=f"answer[{foreign[0]}]",
+                got=int(answer[foreign[0]]),
+                fix="decode with the grammar, or mode='relaxed'",
+            )
+        return codec.decode(ids[ids >= 0], horizon, dim, mode)
+
+    def _answer(self, tokens: np.ndarray) -> np.ndarray:
+        """The tokens between "Action: " and what closes it."""
+        starts = _find(tokens, self._prefix)
+        if not len(starts):
+            raise DecodeError(
+                "the answer has no 'Action: '",
+                field="tokens",
+                got=tokens[:8].tolist(),
+                fix="train longer, or decode with the grammar",
+            )
+        answer = tokens[starts[0] + len(self._prefix) :]
+        ends = np.flatnonzero(np.isin(answer, [PAD, *self._suffix.tolist()]))
+        end = ends[0] if len(ends) else len(answer)
+        again = _find(answer[:end], self._prefix)
+        return answer[: again[0] if len(again) else end]
+
+    def _need_codec(self) -> ActionCodec:
+        if self.codec is None:
+            raise SettingsError(
+                "this tokenizer has no action tokens", field="tokenizer", fix="build with --tokenizer fast"
+            )
+        return self.codec
+
+    def save(self, assets: Path) -> None:
+        """Write what the tokenizer learned, and its text model, under `assets/tokenizer/`."""
+        folder = Path(assets) / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        self.text.save(folder)
+        if self.codec is not None:
+            self.codec.save(folder)
+            self.id_map.save(folder)
+
+
+def _find(tokens: np.ndarray, pattern: np.ndarray) -> np.ndarray:
+    """Places where `pattern` starts in `tokens`."""
+    if len(tokens) < len(pattern):
+        return np.zeros(0, np.int64)
+    windows = np.lib.stride_tricks.sliding_window_view(tokens, len(pattern))
+    return np.flatnonzero((windows == pattern).all(-1))
+
+
+def open_tokenizer(chosen: Any, spec: Spec, assets: Path | None = None) -> Tokenizer:
+    """The tokenizer of a variant.
+
+    Args:
+        chosen: `variant.parts["tokenizer"]` (`vla.compose.Chosen`).
+        spec: the variant's shapes; `max_token_len` is used.
+        assets: the `assets/` folder of a model directory, or None; what is stored there wins over the settings' rule.
+
+    Raises:
+        SettingsError: the text model is not found, or settings do not fit each other or what is stored.
+        StoreError: stored files are damaged.
+    """
+    from vla.compose import load_object
+
+    folder = None if assets is None else Path(assets) / FOLDER
+    if "text" not in chosen.inner:
+        text = load_object(chosen.part.numpy, f"tokenizer {chosen.part.name!r}")(chosen.settings, folder)
+        return Tokenizer(text, None, text.prompt, None, spec.max_token_len)
+    inner = chosen.inner["text"]
+    text = load_object(inner.part.numpy, f"tokenizer {inner.part.name!r}")(inner.settings, folder)
+    codec = load_object(chosen.part.numpy, f"tokenizer {chosen.part.name!r}")(chosen.settings)
+    if folder is not None and (folder / CODEC_FILE).is_file():
+        codec = codec.load(folder)
+    if folder is not None and (folder / ID_MAP_FILE).is_file():
+        id_map = IdMap.load(folder)
+    else:
+        id_map = IdMap.from_end(text.vocab_size, codec.vocab_size, chosen.settings.skip)
+    return Tokenizer(text, codec, "fast", id_map, spec.max_token_len)
