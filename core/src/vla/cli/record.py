@@ -23,7 +23,7 @@ def record(
         env: the environment, e.g. tabletop.
         episodes: successful episodes to keep.
         out: a folder for the dataset (LeRobotDataset v3.0); nothing may be there.
-        set: path=value, a setting of the environment, e.g. families='["touch"]'; may be repeated.
+        set: path=value, a setting of the environment, e.g. env.families='["touch"]'; may be repeated.
         preset: settings of the environment by name, e.g. tiny.
         seed: chooses the episodes; none of them occurs in an evaluation with small seeds.
         noise: sd of the noise on executed actions in half of the episodes; stored actions stay the expert's.
@@ -34,13 +34,13 @@ def record(
     from rich.console import Console
     from rich.progress import Progress
 
+    from vla.cli.eval import env_table
     from vla.errors import SettingsError
     from vla.recording import record as run
-    from vla.settings import parse_sets
 
     if not out:
         raise SettingsError("no folder is named", field="--out", fix="--out FOLDER")
-    table = {"part": env, **({"preset": preset} if preset else {}), **parse_sets(set)}
+    table = env_table(env, preset, set)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("recording", total=episodes)
         done = run(
