@@ -107,7 +107,7 @@ def check_listeners(names: tuple[str, ...]) -> None:
             raise SettingsError("no such listener", field="train.listeners", got=name, expected=", ".join(LISTENERS))
         packages = LISTENERS[name][1]
         if not any(find_spec(package) for package in packages):
-            fix = f"pip install {packages[0]}"
+            fix = f'pip install "vla-core[{name}]"'
             raise SettingsError(
                 "this listener needs a package that is not installed", field="train.listeners", got=name, fix=fix
             )
@@ -137,11 +137,12 @@ def read_metrics(out: str | Path, event: str = "step") -> list[dict[str, Any]]:
 
 
 def _tensorboard(out: Path, config: Mapping[str, Any]) -> Listener:
-    if find_spec("tensorboard"):
-        from torch.utils.tensorboard import SummaryWriter
+    """Either package writes without PyTorch and TensorFlow."""
+    if find_spec("tensorboardX"):
+        from tensorboardX import SummaryWriter as Writer
     else:
-        from tensorboardX import SummaryWriter
-    writer = SummaryWriter(str(out / "tensorboard"))
+        from tensorboard.summary import Writer
+    writer = Writer(str(out / "tensorboard"))
 
     def listen(event: str, record: Mapping[str, Any]) -> None:
         for name, value in _numbers(event, record).items():
