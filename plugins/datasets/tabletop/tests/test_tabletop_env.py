@@ -206,3 +206,18 @@ def test_every_colour_stands_anywhere_in_its_lane():
     assert (np.ptp(depth, 0) > 0.15).all() and (np.ptp(side, 0) < 0.07).all() and (np.diff(side) > 0.05).all()
     with pytest.raises(SettingsError, match="plates"):
         EnvSettings(lanes=True)
+
+
+def test_looks_change_the_pictures_and_nothing_else():
+    plain, varied = (make(EnvSettings(families=("touch",), looks=looks)) for looks in (0.0, 1.0))
+    try:
+        tables = []
+        for seed in (3, 4, 3):
+            one, other = plain.reset(seed=seed)[0], varied.reset(seed=seed)[0]
+            assert other["prompt"] == one["prompt"]
+            tables.append(np.median(other["images"]["front"], axis=(0, 1)))
+            assert np.abs(tables[-1] - np.median(one["images"]["front"], axis=(0, 1))).max() > 5
+        assert (tables[0] == tables[2]).all() and (tables[0] != tables[1]).any()
+    finally:
+        plain.close()
+        varied.close()

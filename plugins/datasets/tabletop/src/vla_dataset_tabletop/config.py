@@ -62,6 +62,8 @@ class EnvSettings:
         lanes: every block has a lane of its own from near to far, in the order of `colors`, and stands anywhere along
             it: the instruction then names the lane, and only the pictures say where in it. Otherwise a policy has to
             find the named colour first, which takes a small one far longer. Needs families without plates.
+        looks: how much scenes differ in the colour of the table and in the light, from 0 (all alike) to 1. What looks
+            alike pixel by pixel is then no longer what is alike.
         max_steps: steps at 10 Hz after which an episode is cut; 0: 30 for touch alone, else 80.
         seed: the seed of the first `reset()` that is not given one.
     """
@@ -72,6 +74,7 @@ class EnvSettings:
     n_blocks: int = field(default=3, validator=_between(1, 4))
     spread: float = field(default=0.03, validator=_between(0, 0.15))
     lanes: bool = False
+    looks: float = field(default=0.0, validator=_between(0, 1))
     max_steps: int = field(default=0, validator=_between(0, 10_000))
     seed: int = 0
 
@@ -134,6 +137,7 @@ class DatasetSettings:
     n_blocks: int = field(default=3, validator=_between(1, 4))
     spread: float = field(default=0.03, validator=_between(0, 0.15))
     lanes: bool = False
+    looks: float = field(default=0.0, validator=_between(0, 1))
     max_steps: int = field(default=0, validator=_between(0, 10_000))
     seed: int = 0
 
@@ -146,6 +150,7 @@ class DatasetSettings:
             n_blocks=self.n_blocks,
             spread=self.spread,
             lanes=self.lanes,
+            looks=self.looks,
             max_steps=self.max_steps,
             seed=self.seed,
         )

@@ -36,7 +36,7 @@ from vla_dataset_tabletop.config import (
     EnvSettings,
 )
 from vla_dataset_tabletop.rendering import Renderer
-from vla_dataset_tabletop.scene import BLOCK, LIMITS, mjcf
+from vla_dataset_tabletop.scene import BLOCK, LIMITS, TABLE, mjcf
 
 TOUCH = 0.02
 HOME = np.array([0, 0.35, 0, -2.1, 0, 2.45, np.pi / 4])
@@ -128,6 +128,8 @@ class TabletopEnv(gymnasium.Env):
         self._start = np.array([self.block(i) for i in range(len(self._blocks))])
         self._steps = 0
         self._touched = ""
+        if self.settings.looks:  # last, so that the same seed is the same task however it looks
+            self._draw_looks()
         return self._observe(), self._info()
 
     def step(self, action):
@@ -259,6 +261,14 @@ class TabletopEnv(gymnasium.Env):
         d.qpos[:7] = self._solve(start, self.rotation, 200)
         d.ctrl[:7], d.ctrl[7:] = d.qpos[:7], 0.04
         mujoco.mj_forward(m, d)
+
+    def _draw_looks(self) -> None:
+        """Another table and another light, so far from the usual ones as `looks` says."""
+        rng, m, far = self.np_random, self.model, self.settings.looks
+        m.geom("table").rgba[:3] = np.clip(TABLE + far * rng.uniform(-0.35, 0.25, 3), 0, 1)
+        bright = 1 + far * rng.uniform(-0.4, 0.2)
+        m.vis.headlight.ambient[:] = m.vis.headlight.diffuse[:] = 0.475 * bright
+        m.light_pos[0] = (0.3, -0.5 + far * rng.uniform(0, 1), 1.6)
 
     def _spots(self, n: int) -> list[np.ndarray]:
         if self.settings.lanes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 BLOCK = 0.025  # half the edge of a block
 PLATE = 0.06  # radius of a plate
+TABLE = (0.74, 0.71, 0.66)  # its colour
 # The camera looks from the far side of the table towards the robot, so that the arm hides little:
 # at 64 x 64 pixels it covers half a metre of table, and a block is 7 pixels wide.
 FRONT = "<camera name='front' pos='.87 0 .784' xyaxes='0 1 0 -.819 0 .574' fovy='30'/>"
@@ -93,6 +94,6 @@ def mjcf(n_blocks: int, n_plates: int) -> str:
 <asset><texture name='sky' type='skybox' builtin='gradient' rgb1='.75 .82 .9' rgb2='.95 .95 .95'
  width='64' height='64'/></asset>
 <worldbody><light pos='.3 -.5 1.6' dir='0 .3 -1' castshadow='false' diffuse='.35 .35 .35'/>
-<geom name='table' type='box' size='.6 .6 .4' pos='.3 0 -.4' rgba='.74 .71 .66 1'/>
+<geom name='table' type='box' size='.6 .6 .4' pos='.3 0 -.4' rgba='{TABLE[0]} {TABLE[1]} {TABLE[2]} 1'/>
 {FRONT}{_arm()}{plates}{blocks}</worldbody>
 <actuator>{motors}{grip}</actuator></mujoco>"""
