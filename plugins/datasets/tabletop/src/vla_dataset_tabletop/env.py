@@ -269,6 +269,7 @@ class TabletopEnv(gymnasium.Env):
         bright = 1 + far * rng.uniform(-0.4, 0.2)
         m.vis.headlight.ambient[:] = m.vis.headlight.diffuse[:] = 0.475 * bright
         m.light_pos[0] = (0.3, -0.5 + far * rng.uniform(0, 1), 1.6)
+        mujoco.mj_camlight(m, self.data)
 
     def _spots(self, n: int) -> list[np.ndarray]:
         if self.settings.lanes:
