@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import field, frozen
+from attrs import field, frozen, validators
 
 from vla.errors import SettingsError
 
@@ -28,6 +28,9 @@ class LeRobotSettings:
         robot: robot part the data fits; "": what the dataset's `robot_type` says.
         check_fps: refuse a dataset whose timestamps do not follow its declared rate.
         cache_mb: memory for encoded images (PNG) that were read from parquet files.
+        decoder: of videos: "pyav"; "torchcodec", an extra that imports PyTorch and needs FFmpeg's shared libraries; or
+            "auto": PyAV. Their frames are equal, and so are their times, except that torchcodec takes about a seventh
+            less for random frames of videos with keyframes far apart (benchmarks/results/reader.md).
     """
 
     path: str = ""
@@ -38,3 +41,4 @@ class LeRobotSettings:
     robot: str = ""
     check_fps: bool = True
     cache_mb: int = 512
+    decoder: str = field(default="auto", validator=validators.in_(("auto", "pyav", "torchcodec")))

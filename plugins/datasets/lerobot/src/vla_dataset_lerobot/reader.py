@@ -53,7 +53,7 @@ class LeRobotDataset:
         self._check_tasks()
         self._cameras = self._choose_cameras()
         self._images = ImageColumns(meta, groups, settings.cache_mb)
-        self._videos = Videos(meta.fps)
+        self._videos = Videos(meta.fps, settings.decoder)
         kinds = meta.cameras()
         self._kinds = {name: kinds[key] for name, key in self._cameras.items()}
         self.info = DatasetInfo(

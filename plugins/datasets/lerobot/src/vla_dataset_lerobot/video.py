@@ -5,30 +5,53 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
-from vla.errors import DataError
+from vla.errors import DataError, SettingsError
 
 OPEN_FILES = 16  # per thread
 _of_parents: list[object] = []
 AHEAD = 8  # frames: nearer ones are reached by decoding on, others by seeking
+# From version 17 on PyAV converts colours with a thread per core unless told otherwise.
+ONE_THREAD = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 17 else {}
+
+
+class Decoder(Protocol):
+    """One open video. Made by `(path, fps)`; raises FileNotFoundError, and OSError or ValueError for a damaged file."""
+
+    def frame(self, seconds: float) -> np.ndarray:
+        """uint8 [h w 3]: the frame nearest to this time, at most half a frame away."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the file."""
+        ...
 
 
 class Videos:
     """Decoders of the files used last. One set per thread, and a new one after a fork: a decoder has one user."""
 
-    def __init__(self, fps: float):
-        self._fps = fps
+    def __init__(self, fps: float, decoder: str = "auto"):
+        """Choose the decoder.
+
+        Raises:
+            SettingsError: it is not installed, or does not run here.
+        """
+        self._fps, self._decoder = fps, decoder
+        self._open = _opener(decoder)
         self._local = threading.local()
 
-    def __getstate__(self) -> float:
-        return self._fps
+    def __getstate__(self) -> tuple[float, str]:
+        return self._fps, self._decoder
 
-    def __setstate__(self, fps: float) -> None:
-        self.__init__(fps)
+    def __setstate__(self, state: tuple[float, str]) -> None:
+        self.__init__(*state)
 
     def frame(self, path: Path, seconds: float, what: str) -> np.ndarray:
         """uint8 [h w 3]: the frame nearest to this time, at most half a frame away. `what` is for messages.
@@ -40,7 +63,7 @@ class Videos:
         decoder = decoders.get(path)
         try:
             if decoder is None:
-                decoder = decoders[path] = _Decoder(path, self._fps)
+                decoder = decoders[path] = self._open(path, self._fps)
                 while len(decoders) > OPEN_FILES:
                     decoders.popitem(last=False)[1].close()
             decoders.move_to_end(path)
@@ -64,7 +87,7 @@ class Videos:
                 "a video is damaged", field=f"{path} ({what})", got=f"at {seconds:.3f} s: {error}"[:200], fix=fix
             ) from error
 
-    def _decoders(self) -> OrderedDict[Path, _Decoder]:
+    def _decoders(self) -> OrderedDict[Path, Decoder]:
         local = self._local
         if getattr(local, "pid", None) != os.getpid():
             # After a fork the file positions are shared with the parent: leave its decoders alone, unfreed.
@@ -73,7 +96,7 @@ class Videos:
         return local.decoders
 
 
-class _Decoder:
+class PyAVDecoder:
     """One open video and where its decoder stands."""
 
     def __init__(self, path: Path, fps: float):
@@ -86,6 +109,8 @@ class _Decoder:
         self._stream.codec_context.thread_count = 1
         self._base = float(self._stream.time_base)
         self._step = 1 / fps
+        # One for all frames: to_ndarray(format="rgb24") sets up a converter for each, which took four times longer.
+        self._colors = VideoReformatter()
         self._frames = None
         self._last: av.VideoFrame | None = None
 
@@ -98,23 +123,109 @@ class _Decoder:
         half = 0.5 * self._step
         time = self._time()
         if self._frames is None or not time - half <= seconds <= time + AHEAD * self._step:
-            # Half a frame early, so that rounding of time stamps never skips the frame itself.
-            target = max(0, int((seconds - half) / self._base))
-            self._container.seek(target, stream=self._stream, backward=True)
-            self._frames, self._last = self._container.decode(self._stream), None
-        while self._last is None or self._time() < seconds - half:
+            # A little late, so that rounding of time stamps never misses a keyframe: the one before it may be far.
+            self._seek(seconds + 0.05 * self._step)
+        back = 1.0
+        # Frames just before a keyframe may be decodable only from an earlier one (open groups of pictures, as HEVC
+        # has them): then the first frame after the seek is later than the one asked for.
+        while self._advance(seconds - half) and self._time() > seconds + half + 1e-3 and back < 2 * seconds + 2:
+            self._seek(seconds - back)
+            back *= 4
+        if abs(self._time() - seconds) > half + 1e-3:
+            raise ValueError(f"no frame within {half:.3f} s, the next is at {self._time():.3f} s")
+        if self._last.is_corrupt:
+            raise ValueError("the frame is corrupt")
+        return self._colors.reformat(self._last, format="rgb24", **ONE_THREAD).to_ndarray()
+
+    def _seek(self, seconds: float) -> None:
+        """To the last keyframe at or before this time."""
+        self._container.seek(max(0, int(seconds / self._base)), stream=self._stream, backward=True)
+        self._frames, self._last = self._container.decode(self._stream), None
+
+    def _advance(self, seconds: float) -> bool:
+        """To the first frame at or after this time; whether that is the first one since the seek."""
+        decoded = 0
+        while self._last is None or self._time() < seconds:
             frame = next(self._frames, None)
             if frame is None:
                 self._frames = None
                 raise ValueError(f"the video ends {'' if self._last is None else f'at {self._time():.3f} s '}before")
             if frame.pts is None:
                 continue
+            decoded += self._last is not None
             self._last = frame
-        if abs(self._time() - seconds) > half + 1e-3:
-            raise ValueError(f"no frame within {half:.3f} s, the next is at {self._time():.3f} s")
-        if self._last.is_corrupt:
-            raise ValueError("the frame is corrupt")
-        return self._last.to_ndarray(format="rgb24")
+        return decoded == 0
 
     def _time(self) -> float:
         return -1.0 if self._last is None else self._last.pts * self._base
+
+
+class TorchcodecDecoder:
+    """The same frames through torchcodec; see benchmarks/results/reader.md for when that is faster."""
+
+    def __init__(self, path: Path, fps: float):
+        os.stat(path)  # FileNotFoundError: torchcodec's own is a RuntimeError like all of its errors
+        try:
+            # Exact: times are read from the packets, not computed from an average rate. One thread: see PyAVDecoder.
+            self._video = _torchcodec().VideoDecoder(
+                str(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact", device="cpu"
+            )
+        except RuntimeError as error:
+            raise ValueError(_first_line(error)) from error
+        self._begin = float(self._video.metadata.begin_stream_seconds)
+        self._end = float(self._video.metadata.end_stream_seconds)
+        self._half = 0.5 / fps
+
+    def close(self) -> None:
+        """torchcodec closes the file when its decoder is freed."""
+        self._video = None
+
+    def frame(self, seconds: float) -> np.ndarray:
+        """The frame nearest to `seconds`."""
+        # The frame on the screen half a frame later is the nearest one; the last one is on the screen until the end.
+        at = min(max(seconds + self._half - 1e-6, self._begin), self._end - 1e-6)
+        try:
+            frame = self._video.get_frame_played_at(at)
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(_first_line(error)) from error
+        if abs(frame.pts_seconds - seconds) > self._half + 1e-3:
+            raise ValueError(f"no frame within {self._half:.3f} s, the next is at {frame.pts_seconds:.3f} s")
+        return frame.data.numpy()
+
+
+def _opener(decoder: str) -> Callable[[Path, float], Decoder]:
+    """What opens a file, for the setting `decoder`."""
+    if decoder != "torchcodec":
+        return PyAVDecoder
+    _torchcodec()
+    return TorchcodecDecoder
+
+
+def _torchcodec() -> Any:
+    """The module torchcodec.decoders. It imports PyTorch: only who asks for it waits for that.
+
+    Raises:
+        SettingsError: torchcodec is not installed, or cannot load its libraries.
+    """
+    try:
+        import torchcodec
+        from torchcodec import decoders
+
+        if torchcodec.ffmpeg_major_version is None:  # how torchcodec >= 0.16 says that it found no FFmpeg
+            raise RuntimeError("no FFmpeg libraries were found")
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            "the video decoder is not installed", field="decoder", got=f"torchcodec ({error})",
+            fix="pip install 'vla-dataset-lerobot[torchcodec]', or decoder = \"pyav\"",
+        ) from error  # fmt: skip
+    except (OSError, RuntimeError, ImportError) as error:
+        raise SettingsError(
+            "torchcodec is installed but does not load", field="decoder", got=_first_line(error),
+            fix="it needs FFmpeg's shared libraries (apt install ffmpeg, or conda install ffmpeg) and the release that "
+            "fits this PyTorch (its +cpu build for a PyTorch without CUDA); or decoder = \"pyav\"",
+        ) from error  # fmt: skip
+    return decoders
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
