@@ -26,7 +26,7 @@ from vla.training.config import TrainConfig
 
 TYPES = {"pi05": "flow", "pi0_fast": "ar (FAST)", "pi05_ki": "ki"}
 TASK = {"part": "tabletop", "preset": "tiny"}
-DEMONSTRATIONS = {**TASK, "episodes": 1000, "noise": 0.3}
+DEMONSTRATIONS = {**TASK, "episodes": 2000, "noise": 0.3}
 EXECUTE = 4  # steps executed of each chunk
 RESULTS = Path(__file__).parent / "results"
 

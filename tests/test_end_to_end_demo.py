@@ -53,8 +53,8 @@ def test_both_losses_fall(demo):
 
 def test_every_contestant_ran_the_same_episodes(demo):
     found = json.loads((demo[0] / "report" / "results.json").read_text())["evaluations"]
-    assert [e["instruction"] for e in found] == ["given", "shuffled", "given", "given", "given"]
-    assert [e["pictures"] for e in found] == ["given", "given", "swapped", "given", "given"]
+    assert [e["instruction"] for e in found] == ["given", "shuffled", "given", "given", "given", "given"]
+    assert [e["pictures"] for e in found] == ["given", "given", "swapped", "given", "given", "given"]
     seeds = [[row["seed"] for row in e["episodes"]] for e in found]
     assert len(seeds[0]) == 6 and all(s == seeds[0] for s in seeds)
     assert all(row["told"] != row["prompt"] for row in found[1]["episodes"])

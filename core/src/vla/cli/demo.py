@@ -13,7 +13,7 @@ from typing import Any
 from vla.cli import console
 
 # Demonstrations, training steps at least and at most, minutes of training, episodes per evaluation.
-FULL = {"demonstrations": 1000, "steps": (200, 2500), "minutes": 9.5, "episodes": 50}
+FULL = {"demonstrations": 1500, "steps": (200, 2500), "minutes": 9.0, "episodes": 50}
 QUICK = {"demonstrations": 40, "steps": (20, 20), "minutes": 0.0, "episodes": 6}
 EXECUTE = 4  # steps executed of each chunk
 BATCH = 32
@@ -30,7 +30,7 @@ def demo(quick: bool = False, out: Path = Path("runs/demo"), minutes: float = 0.
     Args:
         quick: a minute in all: too little to learn, enough to see that everything works.
         out: the folder for everything that is made; an earlier demo in it is replaced.
-        minutes: of training; 0: 9.5, or with --quick 20 steps however long they take.
+        minutes: of training; 0: 9, or with --quick 20 steps however long they take.
         seed: everything random follows from it.
     """
     plan: dict[str, Any] = dict(QUICK if quick else FULL)
@@ -48,7 +48,7 @@ def run(out: Path, plan: dict[str, Any], seed: int = 0) -> Path:
     import vla
     from vla.cli.show import variant_page
     from vla.datasets import open_dataset
-    from vla.evaluation import MeanAction
+    from vla.evaluation import MeanAction, NearestNeighbour
     from vla.evaluation.summary import name_of
     from vla.policy import untrained
     from vla.report.story import Story, write_story
@@ -87,7 +87,7 @@ def run(out: Path, plan: dict[str, Any], seed: int = 0) -> Path:
     found = []
     contestants: list[tuple[Any, dict[str, Any]]] = [
         (policy, {}), (policy, {"instruction": "shuffled"}), (policy, {"pictures": "swapped"}),
-        (beginner, {}), (MeanAction(data, EXECUTE), {}),
+        (beginner, {}), (MeanAction(data, EXECUTE), {}), (NearestNeighbour(data, EXECUTE), {}),
     ]  # fmt: skip
     for acting, control in contestants:
         one = vla.evaluate(

@@ -5,7 +5,7 @@ from vla_dataset_tabletop.config import DatasetSettings, EnvSettings, RobotSetti
 
 _TINY = {
     "families": ("touch",), "colors": ("red", "green", "blue"), "n_blocks": 3, "image_size": 64, "spread": 0.08,
-    "lanes": True,
+    "lanes": True, "looks": 1.0,
 }  # fmt: skip
 
 PART = Part(
