@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from attrs import evolve, field, frozen
 
-from vla.errors import DataError, PartError
+from vla.errors import DataError, PartError, VlaError
 
 DEFAULT_FORMAT = "lerobot"
 
@@ -110,8 +110,15 @@ def open_dataset(source: str | Path | Mapping[str, Any], settings: Mapping[str, 
         SettingsError: a setting is unknown or wrong.
         DataError: the data is missing or damaged.
     """
-    from vla import registry
     from vla.compose import load_object, resolve
+
+    chosen = resolve("dataset", source_table(source, settings), "dataset")
+    return load_object(chosen.part.numpy, f"dataset {chosen.part.name!r}")(chosen.settings)
+
+
+def source_table(source: str | Path | Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What `open_dataset` understands, as a table {"part": ..., settings...}; a folder here by its full path."""
+    from vla import registry
 
     if isinstance(source, Mapping):
         table = {**source, **(settings or {})}
@@ -125,8 +132,43 @@ def open_dataset(source: str | Path | Mapping[str, Any], settings: Mapping[str, 
             table = {"part": part, "path": path, **(settings or {})}
         else:
             table = {"part": DEFAULT_FORMAT, "path": text, **(settings or {})}
-    chosen = resolve("dataset", table, "dataset")
-    return load_object(chosen.part.numpy, f"dataset {chosen.part.name!r}")(chosen.settings)
+    path = table.get("path")
+    if isinstance(path, str) and path and (folder := Path(path).expanduser()).exists():
+        table["path"] = str(folder.absolute())
+    return table
+
+
+def open_recorded(record: Mapping[str, Any]) -> Dataset:
+    """The data that a model was trained on, as its record names it (`source`, and `data`, its digest).
+
+    Nothing is made at a path that comes with a model: demonstrations that a dataset makes on demand go to its cache.
+
+    Raises:
+        DataError: the record does not name it, it is not here any more, or it is other data now.
+    """
+    source = record.get("source")
+    if not source:
+        raise DataError(
+            "the model does not say where the data is that it was trained on", field="--data", fix="add --data DATA"
+        )
+    table = source_table(source)
+    try:
+        if table["part"] != DEFAULT_FORMAT and table.get("path") and not Path(table["path"]).exists():
+            raise DataError("no such folder", field="path", got=table["path"])
+        dataset = open_dataset(table)
+    except (VlaError, OSError) as error:
+        raise DataError(
+            "the data that the model was trained on cannot be opened",
+            field="--data",
+            got=f"{source}: {str(error).splitlines()[0]}",
+            fix="add --data DATA, where it is now",
+        ) from error
+    if dataset.digest() != record.get("data"):
+        raise DataError(
+            "this is other data now than the model was trained on", field="--data", got=source,
+            fix="add --data DATA to use it all the same, or other data",
+        )  # fmt: skip
+    return dataset
 
 
 def create_dataset(

@@ -172,6 +172,13 @@ def parse_sets(sets: Mapping[str, Any] | Iterable[str] | str) -> dict[str, Any]:
     return out
 
 
+def split_sets(sets: Mapping[str, Any] | Iterable[str] | str, of: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the others, those below `of` without it): `["a.b=1", "data.c=2"]` of "data" -> ({"a.b": 1}, {"c": 2})."""
+    values = parse_sets(sets)
+    inside = {path.partition(".")[2]: value for path, value in values.items() if path.startswith(f"{of}.")}
+    return {path: value for path, value in values.items() if not path.startswith(f"{of}.")}, inside
+
+
 def parse_value(text: str) -> Any:
     """One value as a person types it."""
     import tomllib

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vla.cli import console
@@ -39,7 +39,8 @@ def evaluate(
     Args:
         model: a model directory.
         env: the environment, e.g. tabletop.
-        set: path=value, a setting of the environment, e.g. env.families='["touch"]'; may be repeated.
+        set: path=value, a setting of the environment, e.g. env.families='["touch"]', or of the data, e.g.
+            data.preset=tiny; may be repeated.
         preset: settings of the environment by name, e.g. tiny.
         episodes: how many. The same seed gives the same episodes.
         seed: chooses the episodes.
@@ -47,9 +48,9 @@ def evaluate(
         num_envs: environments stepped together, so that the model runs on batches.
         num_workers: processes that step the environments; 0: this one; -1: one per core. The episodes are the same.
         against: a baseline on the same episodes: untrained, shuffled (told another instruction), swapped (shown the
-            pictures of another scene), mean-action or nearest (the demonstrated moment that looks most alike), which
-            need --data; may be repeated.
-        data: demonstrations, for mean-action and nearest.
+            pictures of another scene), mean-action or nearest (the demonstrated moment that looks most alike); may be
+            repeated.
+        data: demonstrations for mean-action and nearest; default: those that the model was trained on.
         framework: torch or jax.
         device: cpu, cuda, ...; default: an accelerator when there is one.
         num_steps: Euler steps of flow heads; 0: the model's setting.
@@ -67,13 +68,17 @@ def evaluate(
     from vla.evaluation import evaluate as run
     from vla.evaluation.summary import name_of, save_report
     from vla.policy import open as open_policy
+    from vla.settings import split_sets
 
     if unknown := [name for name in against if name not in BASELINES]:
         raise SettingsError("no such baseline", field="--against", got=unknown[0], expected=list(BASELINES))
-    if not data and (wanting := [name for name in against if name in FROM_DATA]):
-        raise SettingsError(f"{wanting[0]} is made from demonstrations", field="--data", fix="add --data DATA")
-    table = env_table(env, preset, set)
+    scene, of_data = split_sets(set, "data")
+    if of_data and not data:
+        raise SettingsError("settings of data that is not named", field="--set", got=f"data.{next(iter(of_data))}",
+                            fix="add --data DATA")  # fmt: skip
+    table = env_table(env, preset, scene)
     policy = open_policy(model, framework, device=device or None, num_steps=num_steps or None)
+    dataset = _demonstrations(policy, data, of_data) if any(name in FROM_DATA for name in against) else None
     films: list[Any] = []
     found: list[Any] = []
     with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -91,7 +96,7 @@ def evaluate(
 
         one(policy, policy.name)
         for name in against:
-            acting = _baseline(name, policy, data, framework, device)
+            acting = _baseline(name, policy, dataset, framework, device)
             one(acting, name, **CONTROLS.get(name, {}))
     if out:
         console.note(f"report: {save_report(out, found, films, overwrite=overwrite)}")
@@ -111,7 +116,7 @@ def _row(name: str, successes: int, episodes: int, interval: tuple[float, float]
     return console.escape(name), f"{successes} of {episodes}", f"{successes / episodes:.0%}", f"{low:.0%} to {high:.0%}"
 
 
-def env_table(env: str, preset: str, sets: Iterable[str]) -> dict[str, Any]:
+def env_table(env: str, preset: str, sets: Mapping[str, Any] | Iterable[str]) -> dict[str, Any]:
     """The table of an environment part; `env.` before a setting may be left out."""
     from vla.settings import parse_sets
 
@@ -119,7 +124,22 @@ def env_table(env: str, preset: str, sets: Iterable[str]) -> dict[str, Any]:
     return {"part": env, **({"preset": preset} if preset else {}), **values}
 
 
-def _baseline(name: str, policy: Any, data: str, framework: str, device: str) -> Any:
+def _demonstrations(policy: Any, data: str, settings: Mapping[str, Any]) -> Any:
+    """What baselines are made from: the data named, else that of the model's record."""
+    from vla.datasets import open_dataset, open_recorded
+
+    record = policy.model.record
+    if not data:
+        dataset = open_recorded(record)
+        console.note(f"demonstrations: {dataset.info.source} (the model was trained on them)")
+        return dataset
+    dataset = open_dataset(data, settings)
+    if record.get("data") not in (None, dataset.digest()):
+        console.note(f"demonstrations: {dataset.info.source}; the model was trained on other data")
+    return dataset
+
+
+def _baseline(name: str, policy: Any, dataset: Any, framework: str, device: str) -> Any:
     if name in CONTROLS:
         return policy
     if name == "untrained":
@@ -127,11 +147,10 @@ def _baseline(name: str, policy: Any, data: str, framework: str, device: str) ->
 
         m = policy.model
         return untrained(m.variant, m.stats, m.tokenizer, framework, device=device or None)
-    from vla.datasets import open_dataset
     from vla.evaluation import MeanAction, NearestNeighbour
 
     made_from_data = {"mean-action": MeanAction, "nearest": NearestNeighbour}[name]
-    return made_from_data(open_dataset(data), policy.variant.spec.action_horizon)
+    return made_from_data(dataset, policy.variant.spec.action_horizon)
 
 
 def main(argv: list[str]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ def stats(
         data: a dataset folder in LeRobot's format, a hub name in the local cache, or PART:PATH.
         model: a variant file, or the folder of one, that the statistics are for.
         robot: the robot adapter; default: that of the model, else of the dataset, else plain.
-        set: path=value, any setting of the variant, e.g. robot.delta=true; may be repeated.
+        set: path=value, any setting of the variant, e.g. robot.delta=true, or of the data, e.g. data.state_key=state;
+            may be repeated.
         horizon: actions per chunk; default: that of the variant.
         out: the file to write, or a folder for norm_stats.json.
     """
     from vla.datasets import open_dataset
     from vla.errors import StoreError
+    from vla.settings import split_sets
     from vla.transforms.stats import FILE, Stats, findings, report, save_stats, summarise
 
     target = out / FILE if out.is_dir() else out
@@ -41,8 +43,9 @@ def stats(
         raise StoreError(
             "statistics are part of a trained model and stay as they are", field="--out", got=str(out), fix=fix
         )
-    dataset = open_dataset(data)
-    variant = _variant(model, robot, set, dataset.info.robot)
+    of_variant, of_data = split_sets(set, "data")
+    dataset = open_dataset(data, of_data)
+    variant = _variant(model, robot, of_variant, dataset.info.robot)
     steps = horizon or variant.spec.action_horizon
     summaries = summarise(dataset, variant, steps)
     info, adapter, norm = dataset.info, variant.parts["robot"], variant.spec.norm
@@ -76,7 +79,7 @@ def stats(
     return 0
 
 
-def _variant(model: str, robot: str, set: Iterable[str], recorded: str) -> Any:
+def _variant(model: str, robot: str, set: Mapping[str, Any], recorded: str) -> Any:
     from vla import registry
     from vla.compose import build
 

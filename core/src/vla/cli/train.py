@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ def train(
         out: the run directory: checkpoints/, metrics.jsonl and, at the end, model/.
         type: train a model type: pi0, pi05, pi0_fast, pi05_ki.
         preset: sizes for every part that has a preset of this name, and for the spec: tiny, small.
-        set: path=value, any setting of the variant, e.g. spec.action_dim=7; may be repeated.
+        set: path=value, any setting of the variant, e.g. spec.action_dim=7, or of the data, e.g.
+            data.cameras='["base_0_rgb=top"]'; may be repeated.
         recipe: a known configuration by name, or a recipe file; options given here win over it.
         stats: a norm_stats.json to use instead of statistics of the data.
         resume: go on from the newest checkpoint in --out.
@@ -44,6 +45,8 @@ def train(
         allow_change: resume although data or settings differ.
         config: the run.
     """
+    from vla.datasets import source_table
+    from vla.settings import split_sets
     from vla.training.loop import train as run
 
     if not data:
@@ -53,9 +56,10 @@ def train(
         from vla.transforms.stats import load_stats
 
         given = load_stats(stats)
+    of_variant, of_data = split_sets(set, "data")
     result = run(
-        _start(model, type, preset, set, recipe), data, out=out, config=config, stats=given, resume=resume,
-        resume_step=resume_step, overwrite=overwrite, allow_change=allow_change,
+        _start(model, type, preset, of_variant, recipe), source_table(data, of_data), out=out, config=config,
+        stats=given, resume=resume, resume_step=resume_step, overwrite=overwrite, allow_change=allow_change,
     )  # fmt: skip
     if result.interrupted:
         console.note(f"stopped at step {result.step}; saved: {result.checkpoint}")
@@ -83,7 +87,7 @@ def main(argv: list[str]) -> int:
     return status
 
 
-def _start(model: str, type: str, preset: str, set: Iterable[str], recipe: str) -> Any:
+def _start(model: str, type: str, preset: str, set: Mapping[str, Any], recipe: str) -> Any:
     """What training starts from: a path, or a variant composed here."""
     from vla.compose import build
 

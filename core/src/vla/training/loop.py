@@ -270,7 +270,7 @@ class _Run:
                 lora.write_adapter(temp, p.variant, self.engine.adapters, weights, self.config)
                 p.write_assets(temp)
             weights = lora.merged(weights, self.engine.adapters)
-        record = {"steps": step, "config": self.config.to_dict(), **p.facts()}
+        record = {"steps": step, "config": self.config.to_dict(), **p.facts(), "source": p.source}
         return save_model(self.out / MODEL, p.variant, weights, p.stats, p.tokenizer, record=record, overwrite=True)
 
 

@@ -40,6 +40,7 @@ class Prepared:
     digest: str
     shares: tuple[tuple[int, float], ...] = ()  # of a mixture: training frames and weight of each dataset
     cameras: tuple[str, ...] = ()  # of the model, that every frame has; a policy asks for them too
+    source: Any = ""  # what opens the data again, see `vla.datasets.open_recorded`
 
     def facts(self) -> dict[str, Any]:
         """Plain facts about the data of this run, for its record."""
@@ -95,6 +96,7 @@ def prepare(
     return Prepared(
         variant, dataset, stats, tokenizer, group, collate, weights, train_index, val_index, digest, shares,
         () if shares else cameras,  # the datasets of a mixture may have different ones
+        _source(data, dataset),
     )  # fmt: skip
 
 
@@ -121,6 +123,15 @@ def open_data(data: Any, variant: Variant) -> Any:
     from vla.datasets import open_dataset
 
     return open_dataset(data)
+
+
+def _source(data: Any, dataset: Any) -> Any:
+    """What opens the data again: a table where we opened it, else where the opened dataset says that it is from."""
+    if data is not dataset:
+        from vla.datasets import source_table
+
+        return source_table(data)
+    return str(getattr(dataset.info, "source", ""))
 
 
 def for_robot_of(variant: Variant, dataset: Any, note: Callable[[str], None] = print) -> Variant:

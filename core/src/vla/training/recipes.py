@@ -43,7 +43,7 @@ class Recipe:
     sets: Mapping[str, Any]
     config: TrainConfig
 
-    def build(self, *, preset: str | None = None, set: Iterable[str] = ()) -> Any:
+    def build(self, *, preset: str | None = None, set: Mapping[str, Any] | Iterable[str] = ()) -> Any:
         """The variant.
 
         A preset replaces the shapes of the recipe by its own, but never by narrower ones than the robot has; `set` wins
