@@ -7,15 +7,13 @@ Axes: B batch, P patches (row-major), D width, N heads, H head width, F mlp widt
 
 from __future__ import annotations
 
-import math
-
 import jax
-import numpy as np
 from flax import nnx
 from jax import Array
 from jax import numpy as jnp
 
 from vla.jax_kit.ops import Linear, attend, layer_norm, normal, patches, run_layers, stack, uniform
+from vla.posemb import sincos_2d
 from vla_vision_siglip.config import Settings
 
 
@@ -112,15 +110,6 @@ class SigLIP(nnx.Module):
         if self.settings.pool == "map":
             return self.pool(x)
         return x[:, :1] if self.settings.pool == "tok" else x
-
-
-def sincos_2d(rows: int, cols: int, width: int) -> np.ndarray:
-    """Fixed 2-d sine-cosine position embedding [1 P D] (MoCo v3, as in big_vision): sin x, cos x, sin y, cos y."""
-    y, x = np.meshgrid(np.arange(rows), np.arange(cols), indexing="ij")
-    omega = 1 / 10_000 ** (np.arange(width // 4) / (width // 4 - 1))
-    y, x = (side.flatten()[:, None] * omega for side in (y, x))
-    assert math.prod((rows, cols)) == len(x)
-    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], 1)[None].astype(np.float32)
 
 
 def xavier(rngs: nnx.Rngs, shape: tuple[int, int]) -> Array:

@@ -7,12 +7,11 @@ Axes: B batch, P patches (row-major), D width, N heads, H head width, F mlp widt
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vla.posemb import sincos_2d
 from vla.torch_kit.ops import attend
 from vla_vision_siglip.config import Settings
 
@@ -31,7 +30,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, source: Tensor) -> Tensor:
         """Queries of x [B T D], keys and values of source [B S D] -> [B T D]."""
         q, k, v = (
-            y.unflatten(-1, (self.heads, -1)) for y in (self.q(x), self.k(source), self.v(source))  # [B T N H]
+            y.unflatten(-1, (self.heads, -1))
+            for y in (self.q(x), self.k(source), self.v(source))  # [B T N H]
         )
         return self.o(attend(q, k, v, None))
 
@@ -94,7 +94,7 @@ class SigLIP(nn.Module):
         if s.posemb == "learn":
             self.position = nn.Parameter(torch.zeros(1, grid[0] * grid[1], s.width))
         else:
-            self.register_buffer("position", sincos_2d(*grid, s.width), persistent=False)
+            self.register_buffer("position", torch.as_tensor(sincos_2d(*grid, s.width)), persistent=False)
         if s.pool == "tok":
             self.class_token = nn.Parameter(torch.zeros(1, 1, s.width))
         self.blocks = nn.ModuleList(Block(s) for _ in range(s.depth))
@@ -130,12 +130,3 @@ class SigLIP(nn.Module):
         if self.settings.pool == "map":
             return self.pool(x)
         return x[:, :1] if self.settings.pool == "tok" else x
-
-
-def sincos_2d(rows: int, cols: int, width: int) -> Tensor:
-    """Fixed 2-d sine-cosine position embedding [1 P D] (MoCo v3, as in big_vision): sin x, cos x, sin y, cos y."""
-    y, x = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
-    omega = 1 / 10_000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4 - 1))
-    y, x = (side.flatten()[:, None].double() * omega for side in (y, x))
-    assert math.prod((rows, cols)) == len(x)
-    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], 1)[None].float()

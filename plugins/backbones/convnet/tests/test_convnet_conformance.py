@@ -1,0 +1,5 @@
+from vla.testing import VisionConformance
+
+
+class TestConvNet(VisionConformance):
+    name = "convnet"
