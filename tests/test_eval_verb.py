@@ -143,4 +143,26 @@ def test_settings_of_the_data_on_the_command_line(world, tmp_path, monkeypatch, 
     capsys.readouterr()
     assert main([*words, "--set", "data.colour=red", "--out", str(tmp_path / "second")]) == 2
     said = capsys.readouterr().err
-    assert "dataset.colour" in said and "Traceback" not in said and not (tmp_path / "second").exists()
+    assert "data.colour" in said and "Traceback" not in said and not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        (["tabeltop"], ["no dataset of this name", "did you mean tabletop?"]),
+        (["tabeltop:x"], ["did you mean tabletop?"]),
+        (["tabletop", "--set", "data.episodes=0"], ["data.episodes", "0 is not in 1 to"]),
+        (["tabletop", "--set", "data.families=touch"], ["data.families", """--set data.families='["touch"]'"""]),
+        (["tabletop", "--set", "data.preset=huge"], ["huge", "tiny"]),
+        (["{data}", "--model", "nowhere"], ["variant file cannot be read", "vla build"]),
+        (["{data}", "--model", "{data}"], ["no variant.toml", "vla build"]),
+        (["{data}", "--set", "data.state_key=pose"], ["state_key", "pose", "observation.state"]),
+    ],
+)
+def test_wrong_data_is_one_error_with_a_way_out(world, tmp_path, capsys, words, messages):
+    out = tmp_path / "norm_stats.json"
+    assert (
+        main(["stats", *(w.format(data=world[1]) if w.startswith("{") else w for w in words), "--out", str(out)]) == 2
+    )
+    said = capsys.readouterr().err
+    assert all(text in said for text in messages) and "Traceback" not in said and not out.exists(), said

@@ -150,6 +150,7 @@ REFUSALS = {
     "missing camera": ({"cameras": ("top",)}, {}, "top"),
     "state too wide": ({"dims": (11, 5)}, {}, "spec.state_dim"),
     "actions too wide": ({"dims": (6, 9)}, {}, "spec.action_dim"),
+    "both too wide": ({"dims": (11, 9)}, {}, "--set spec.state_dim=11 --set spec.action_dim=9"),
     "all episodes held out": ({"episodes": 2}, {"val_episodes": 2}, "val_episodes"),
     "unknown listener": ({}, {"listeners": ("mlflow",)}, "tensorboard"),
 }
@@ -169,6 +170,9 @@ def test_data_of_another_robot_is_refused(tmp_path):
     pytest.importorskip("vla_robot_droid")
     path = write(tmp_path / "data", robot="libero")
     with pytest.raises(DataError, match="another robot"):
+        train(vla.build(type="pi0", preset="tiny", robot="droid"), str(path), out=tmp_path / "run", config=config())
+    path = write(tmp_path / "unheard", robot="unheard-of")
+    with pytest.raises(DataError, match="no adapter of this name(.|\n)*--set data.robot=droid"):
         train(vla.build(type="pi0", preset="tiny", robot="droid"), str(path), out=tmp_path / "run", config=config())
 
 

@@ -262,6 +262,9 @@ def resolve_node(node: Tree, kind: str, path: str) -> Chosen:
     return Chosen(part, dist, structure(part.settings, values, path), inner)
 
 
+_WAYS = f"give a {VARIANT_FILE} or the folder of one; to make one: vla build ... --out DIR"
+
+
 def read_variant(path: str | Path) -> Variant:
     """The variant in a TOML file or in a model directory.
 
@@ -273,11 +276,11 @@ def read_variant(path: str | Path) -> Variant:
     if file.is_dir():
         file = file / VARIANT_FILE
         if not file.exists():
-            raise StoreError(f"this folder is no model directory: it has no {VARIANT_FILE}", field=str(path))
+            raise StoreError(f"this folder is no model directory: it has no {VARIANT_FILE}", field=str(path), fix=_WAYS)
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise StoreError("a variant file cannot be read", field=str(file), got=str(error)) from error
+        raise StoreError("a variant file cannot be read", field=str(file), got=str(error), fix=_WAYS) from error
     return variant_from_toml(text, str(file))
 
 

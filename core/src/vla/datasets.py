@@ -11,7 +11,8 @@ A raw sample is what a robot saw and did at one frame, in the robot's own units 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import difflib
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -112,7 +113,7 @@ def open_dataset(source: str | Path | Mapping[str, Any], settings: Mapping[str, 
     """
     from vla.compose import load_object, resolve
 
-    chosen = resolve("dataset", source_table(source, settings), "dataset")
+    chosen = resolve("dataset", source_table(source, settings), "data")
     return load_object(chosen.part.numpy, f"dataset {chosen.part.name!r}")(chosen.settings)
 
 
@@ -131,11 +132,22 @@ def source_table(source: str | Path | Mapping[str, Any], settings: Mapping[str, 
         elif colon and part in names:
             table = {"part": part, "path": path, **(settings or {})}
         else:
+            _refuse_misspelt(text, part if colon else text, names)
             table = {"part": DEFAULT_FORMAT, "path": text, **(settings or {})}
     path = table.get("path")
     if isinstance(path, str) and path and (folder := Path(path).expanduser()).exists():
         table["path"] = str(folder.absolute())
     return table
+
+
+def _refuse_misspelt(text: str, part: str, names: Collection[str]) -> None:
+    """A word that is nearly the name of a dataset part, and no folder, was meant as one."""
+    close = difflib.get_close_matches(part, names, 1, 0.7)
+    if close and not Path(text).expanduser().exists():
+        raise PartError(
+            "no dataset of this name, and no such folder", field="data", got=text,
+            expected=f"a folder, or {', '.join(sorted(names))}", fix=f"did you mean {close[0]}?",
+        )  # fmt: skip
 
 
 def open_recorded(record: Mapping[str, Any]) -> Dataset:

@@ -44,8 +44,10 @@ def structure(cls: type, values: Mapping[str, Any], path: str) -> Any:
             given[key] = _read(value, Any if field.type is None else field.type, f"{path}.{key}")
             if field.validator is not None:
                 field.validator(None, field, given[key])
-        except SettingsError:  # in a record inside this one
-            raise
+        except SettingsError as error:
+            if error.field:  # in a record inside this one
+                raise
+            raise wrong_value(f"{path}.{key}", value, field, error) from error
         except Exception as error:  # validators raise many kinds; all mean this value is wrong
             raise wrong_value(f"{path}.{key}", value, field, error) from error
     try:
@@ -86,8 +88,10 @@ def wrong_value(path: str, value: Any, field: attrs.Attribute[Any], cause: Excep
     got = f"{value!r} ({type(value).__name__})"
     expected = " or ".join(map(repr, choices(field))) or describe(field.type)
     fix = ""
-    if typing.get_origin(field.type) is tuple and isinstance(value, str):
-        fix = f"a list is written like this: --set {path}='{_value(field.default) if field.default else '[...]'}'"
+    if typing.get_origin(field.type) is tuple and not isinstance(value, list | tuple):
+        of_text = typing.get_args(field.type)[0] is str and isinstance(value, str)
+        example = _value([value]) if of_text else _value(field.default) if field.default else "[...]"
+        fix = f"a list is written like this: --set {path}='{example}'"
     elif field.validator is not None and not choices(field):
         fix = str(cause.args[0]) if cause.args else ""
     return SettingsError("a setting has a wrong value", field=path, got=got, expected=expected, fix=fix)

@@ -27,8 +27,8 @@ def stats(
         data: a dataset folder in LeRobot's format, a hub name in the local cache, or PART:PATH.
         model: a variant file, or the folder of one, that the statistics are for.
         robot: the robot adapter; default: that of the model, else of the dataset, else plain.
-        set: path=value, any setting of the variant, e.g. robot.delta=true, or of the data, e.g. data.state_key=state;
-            may be repeated.
+        set: path=value, any setting of the variant, e.g. spec.action_horizon=16, or of the data, e.g.
+            data.state_key=state; may be repeated.
         horizon: actions per chunk; default: that of the variant.
         out: the file to write, or a folder for norm_stats.json.
     """

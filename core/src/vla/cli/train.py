@@ -50,7 +50,8 @@ def train(
     from vla.training.loop import train as run
 
     if not data:
-        raise SettingsError("no data is named", field="--data", fix="--data FOLDER; demonstrations: vla record --help")
+        fix = "--data FOLDER, or --data tabletop; demonstrations of your own: vla record --help"
+        raise SettingsError("no data is named", field="--data", fix=fix)
     given = None
     if stats is not None:
         from vla.transforms.stats import load_stats

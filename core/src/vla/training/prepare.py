@@ -157,22 +157,24 @@ def check_fit(variant: Variant, dataset: Any) -> None:
         )
     mine, theirs = robot.part.name, getattr(info, "robot", "")
     if theirs and mine != "plain" and theirs != mine:
+        known = any(item.name == theirs for item in listed("robot"))
         raise DataError(
             "the data was recorded on another robot than the variant is for",
             field="robot",
-            got=f"dataset: {theirs}",
+            got=f"dataset: {theirs}" + ("" if known else " (no adapter of this name is installed)"),
             expected=mine,
-            fix=f"build the variant with --robot {theirs}, or choose other data",
+            fix=f"build the variant with --robot {theirs}, or choose other data"
+            if known
+            else f"choose other data; or, if it is in the units of {mine} all the same: --set data.robot={mine}",
         )
-    for key, width in (("state_dim", spec.state_dim), ("action_dim", spec.action_dim)):
-        wide = robot.offers.get(key) or getattr(info, key)
-        if wide > width:
-            raise DataError(
-                f"the data is wider than the model: {key}",
-                field=f"spec.{key}",
-                got=f"data {wide}, model {width}",
-                fix=f"build the variant with --set spec.{key}={wide}",
-            )
+    widths = {key: robot.offers.get(key) or getattr(info, key) for key in ("state_dim", "action_dim")}
+    if wide := {key: width for key, width in widths.items() if width > getattr(spec, key)}:
+        raise DataError(
+            f"the data is wider than the model: {', '.join(wide)}",
+            field=", ".join(f"spec.{key}" for key in wide),
+            got=", ".join(f"{key}: data {width}, model {getattr(spec, key)}" for key, width in wide.items()),
+            fix="build the variant with " + " ".join(f"--set spec.{key}={width}" for key, width in wide.items()),
+        )
 
 
 def mixture_shares(dataset: Any, index: np.ndarray) -> tuple[tuple[int, float], ...]:
