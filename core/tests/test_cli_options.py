@@ -113,6 +113,8 @@ def test_defaults_words_and_options():
 def test_records_are_groups_of_options():
     assert call("w --steps 7 --no-warm --inner.depth 3 --rate none")["run"] == Run(7, False, ("a",), Inner(3), None)
     assert call("w --tags b --tags c")["run"].tags == ("b", "c")  # instead of the default, not beside it
+    assert call("w --tags none")["run"].tags == () and call("w --tags none --tags b")["run"].tags == ("b",)
+    assert call("w --set none")["set"] == ("none",)  # nothing to empty
     recipe = Run(steps=9, warm=False, rate=None)
     assert call("w --rate 1e-3", run=recipe)["run"] == Run(9, False, rate=1e-3)
     assert call("w --warm", run=recipe)["run"].warm is True
@@ -136,7 +138,9 @@ def test_records_are_groups_of_options():
         ("w --out-dir --json", ["no value", "--out-dir PATH"]),
         ("w --json=yes", ["a switch takes no value", "yes", "--no-json"]),
         ("w --steps 3.5", ["--steps", "3.5", "a whole number"]),
-        ("w --rate quick", ["--rate", "quick", "a number or none"]),
+        ("w --rate quick", ["--rate", "quick", "a finite number or none"]),
+        ("w --rate nan", ["--rate", "nan", "a finite number or none"]),
+        ("w --rate=-inf", ["--rate", "-inf", "a finite number or none"]),
     ],
 )
 def test_one_error_names_option_value_and_way_out(text, parts):
@@ -165,7 +169,7 @@ texts = st.text(st.characters(codec="ascii", exclude_categories=["Cc"])).filter(
     sets=st.lists(texts, max_size=3),
     json=st.booleans(),
     steps=st.integers(),
-    rate=st.none() | st.floats(allow_nan=False),
+    rate=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     equals=st.booleans(),
 )
 def test_what_is_typed_is_what_arrives(first, rest, kind, sets, json, steps, rate, equals):
@@ -249,7 +253,21 @@ def test_a_recipe_gives_the_defaults_of_train(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     assert main(["train", "--recipe", name, "--help"]) == 0
     assert f"(default: {read_recipe(name).config.batch_size})" in capsys.readouterr().out
+    # A recipe's lists can be emptied, else its LoRA could not be turned off.
+    assert main(["train", "--recipe", "pi0_libero_lora", "--lora.rank", "none", "--data", "no/where"]) == 2
+    assert "fix:      add --lora.rank 16, or take the others away: --lora.ranks none" in capsys.readouterr().err
+    off = ["--lora.rank", "none", "--lora.ranks", "none"]
+    assert main(["train", "--recipe", "pi0_libero_lora", *off, "--data", "no/where"]) == 2
+    assert "no such dataset folder" in capsys.readouterr().err
     assert main(["train", "--recipe", "no-such", "--help"]) == 2
     assert "no such recipe" in capsys.readouterr().err
     assert main(["train", "--recipe", "--data", "x"]) == 2
     assert "an option has no value" in capsys.readouterr().err
+
+
+def test_the_command_that_goes_on_starts_from_the_newest_checkpoint():
+    from vla.cli.train import _again
+
+    assert _again(["model", "--data", "d", "--overwrite", "--steps", "9"]) == "model --data d --steps 9 --resume"
+    for step in ("--resume-step 500", "--resume_step=500", "--resume --resume-step=5"):
+        assert _again(["m", *step.split(), "--set", "name=a b"]) == "m --set 'name=a b' --resume"

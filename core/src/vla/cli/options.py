@@ -4,8 +4,10 @@ One set of rules for all verbs:
 
 - a positional-only parameter is a word in its place, a list there takes all words that are left;
 - any other parameter is an option, `--batch-size 8` or `--batch-size=8`; without a default it must be given;
-- `bool` is a switch, `--json`, and `--no-json` turns it off again; lists are given by repeating their option, and what
-  is given replaces the default; `X | None` takes `none`; a `Literal` one of its values;
+- `bool` is a switch, `--json`, and `--no-json` turns it off again; a number is finite; `X | None` takes `none`; a
+  `Literal` takes one of its values;
+- lists are given by repeating their option, and what is given replaces the default; `none` empties one whose default is
+  not empty (a recipe's `freeze`, say);
 - a frozen attrs record is a group of options, one per field; the fields of a record inside it are `--record.field`.
 
 Not argparse, nor a package for it: every verb waits for the import, and every mistake must give one `VlaError`.
@@ -14,6 +16,7 @@ Not argparse, nor a package for it: every verb waits for the import, and every m
 from __future__ import annotations
 
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +30,12 @@ from vla.errors import SettingsError
 from vla.settings import fields_of
 
 REQUIRED = inspect.Parameter.empty
-_KINDS = {str: ("TEXT", "text"), int: ("INT", "a whole number"), float: ("FLOAT", "a number"), Path: ("PATH", "a path")}
+_KINDS = {
+    str: ("TEXT", "text"),
+    int: ("INT", "a whole number"),
+    float: ("FLOAT", "a finite number"),
+    Path: ("PATH", "a path"),
+}
 
 
 @frozen(eq=False)
@@ -83,11 +91,13 @@ class Option:
         for value in self.values:
             if str(value) == text:
                 return value
-        try:
-            if not self.values:
-                return self.type(text)
-        except ValueError:
-            pass
+        if not self.values:
+            try:
+                value = self.type(text)
+                if not isinstance(value, float) or math.isfinite(value):
+                    return value
+            except ValueError:
+                pass
         expected = " or ".join(map(repr, self.values)) or _KINDS[self.type][1]
         raise SettingsError("a wrong value", field=self.label, got=text, expected=expected + " or none" * self.optional)
 
@@ -191,8 +201,11 @@ def parse(options: Sequence[Option], argv: Sequence[str], verb: str) -> dict[str
                     fix = f"{option.full}; a value that begins with -- is written --{name}=VALUE"
                     raise SettingsError("an option has no value", field=option.label, fix=fix)
                 text = queue.pop(0)
-            value = option.read(text)
-            given[option] = (*given.get(option, ()), value) if option.many else value
+            if option.many and text.lower() == "none" and option.default not in ((), REQUIRED):
+                given[option] = ()
+            else:
+                value = option.read(text)
+                given[option] = (*given.get(option, ()), value) if option.many else value
         last = option
     _place(options, words, given, verb)
     return _values(options, given, verb)

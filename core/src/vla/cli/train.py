@@ -126,7 +126,14 @@ def _value_of(argv: list[str], option: str) -> str:
 
 
 def _again(argv: list[str]) -> str:
+    """The words that go on from the newest checkpoint, which is not the one that this command began with."""
     import shlex
 
-    words = [w for w in argv if w not in ("--resume", "--overwrite")]
+    words: list[str] = []
+    value = False  # whether the word at hand belongs to an option that is left out
+    for word in argv:
+        name = word.partition("=")[0].replace("_", "-")
+        if not value and name not in ("--resume", "--overwrite", "--resume-step"):
+            words.append(word)
+        value = not value and name == "--resume-step" and "=" not in word
     return shlex.join([*words, "--resume"])

@@ -56,7 +56,8 @@ class Lora:
     def __attrs_post_init__(self) -> None:
         if self.rank is None:
             if (self.alpha, self.rslora, self.on, self.ranks) != (None, False, (), ()):
-                raise SettingsError("LoRA settings without a rank", field="train.lora.rank", fix="add --lora.rank 16")
+                fix = "add --lora.rank 16, or take the others away: --lora.ranks none"
+                raise SettingsError("LoRA settings without a rank", field="train.lora.rank", fix=fix)
             return
         if self.rank < 1:
             fix = "for no LoRA leave it out"
@@ -179,19 +180,25 @@ class TrainConfig:
             "save_every",
             "keep_last",
             "max_bad_steps",
+            "val_batches",
         )
         for name in positive:
             if getattr(self, name) < 1:
                 raise SettingsError(
                     "must be at least 1", field=f"train.{name}", got=getattr(self, name), expected=">= 1"
                 )
-        for name in ("val_episodes", "val_every", "keep_every", "workers", "clip", "weight_decay", "cache_gb"):
-            if getattr(self, name) < 0:
+        not_negative = (
+            *("val_episodes", "val_every", "keep_every", "workers", "clip", "weight_decay", "eps", "cache_gb"),
+            *("lr_warmup", "lr_final"),
+        )
+        for name in not_negative:
+            if not (getattr(self, name) or 0) >= 0:
                 raise SettingsError(
                     "must not be negative", field=f"train.{name}", got=getattr(self, name), expected=">= 0"
                 )
-        if not self.lr > 0:
-            raise SettingsError("the learning rate must be positive", field="train.lr", got=self.lr, expected="> 0")
+        for name in ("lr", "lr_timescale"):
+            if not getattr(self, name) > 0:
+                raise SettingsError("must be positive", field=f"train.{name}", got=getattr(self, name), expected="> 0")
         for name in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise SettingsError(
