@@ -211,6 +211,7 @@ def test_results_read_as_tables_and_json():
         ({"episodes": 0}, "episodes"),
         ({"instruction": "loud"}, "shuffled"),
         ({"execute": -1}, "execute"),
+        ({"clips": -1}, "clips"),
         ({"pictures": "upside down"}, "swapped"),
     ],
 )
@@ -222,6 +223,16 @@ def test_wrong_options_are_refused(options, message):
 def test_nothing_to_shuffle_is_said():
     with pytest.raises(SettingsError, match="no other instruction"):
         evaluation.evaluate(Obedient(), toy(lonely=True), episodes=2, instruction="shuffled")
+    assert ToyEnv.opened == 0
+
+
+def test_actions_that_are_not_finite_are_refused():
+    class Lost(Obedient):
+        def infer_batch(self, rows, *, seeds=None):
+            return [{"actions": np.array([[0.0, 0.0], [np.nan, 0.0]])} for _ in rows]
+
+    with pytest.raises(DataError, match="NaN or infinite(?s:.*)seed 0, call 0"):
+        evaluation.evaluate(Lost(), toy(), episodes=2)
     assert ToyEnv.opened == 0
 
 
@@ -367,6 +378,17 @@ def test_observations_of_another_robot_are_refused(demonstrations, tmp_path, cha
     policy = NearestNeighbour(demonstrations, folder=tmp_path)
     with pytest.raises(DataError, match=message):
         policy.infer_batch([change(demonstrations.sample(0, 1))])
+
+
+@pytest.mark.parametrize("key", ["states", "actions"])
+def test_demonstrations_with_nan_are_refused(demonstrations, tmp_path, monkeypatch, key):
+    broken = np.array(getattr(demonstrations, key)())
+    broken[5, 0] = np.nan
+    monkeypatch.setattr(demonstrations, key, lambda: broken)
+    baselines = [lambda d: NearestNeighbour(d, folder=tmp_path)] + [MeanAction] * (key == "actions")
+    for baseline in baselines:
+        with pytest.raises(DataError, match="frame 5"):
+            baseline(demonstrations)
 
 
 def test_nothing_demonstrated_is_said(demonstrations):

@@ -24,7 +24,7 @@ class MeanAction:
 
     def __init__(self, dataset: Any, horizon: int = 1):
         _not_empty(dataset)
-        mean = np.asarray(dataset.actions(), np.float64).mean(0)
+        mean = _finite(dataset.actions(), "actions", np.float64).mean(0)
         self.chunk = np.tile(mean, (horizon, 1))
 
     def infer_batch(
@@ -55,7 +55,7 @@ class NearestNeighbour:
         progress: called with (episodes decoded, episodes) when they are not in the folder yet.
 
     Raises:
-        DataError: the dataset is empty or cannot be decoded.
+        DataError: the dataset is empty, cannot be decoded, or has states or actions that are not finite.
         StoreError: the folder cannot be written.
     """
 
@@ -72,12 +72,13 @@ class NearestNeighbour:
     ):
         _not_empty(dataset)
         self.dataset, self.horizon, self.cameras = dataset, horizon, list(dataset.info.cameras)
+        self._states = _finite(dataset.states(), "state", np.float32)
+        _finite(dataset.actions(), "actions", np.float32)
         cache = Path(os.environ.get("VLA_CACHE", "~/.cache/vla")).expanduser() / "frames"
         self._pictures = np.zeros((len(dataset), 0, *SIZE, 3), np.uint8)
         if self.cameras:
             where = folder or cache
             self._pictures = cache_frames(dataset, self.cameras, SIZE, where, threads=threads, progress=progress)
-        self._states = np.asarray(dataset.states(), np.float32)
         spread = self._states.std(0, dtype=np.float64)
         self._spread = np.where(spread > 1e-6, spread, 1.0).astype(np.float32)
         self._variances = self._picture_variances()
@@ -161,3 +162,15 @@ def _blocks(frames: np.ndarray) -> Iterator[np.ndarray]:
 def _not_empty(dataset: Any) -> None:
     if not len(dataset):
         raise DataError("the dataset is empty", field="data", got=0, expected="demonstrations")
+
+
+def _finite(values: Any, name: str, dtype: Any) -> np.ndarray:
+    """The states or actions of all frames; NaN would be nearest to everything, and the mean of anything."""
+    found = np.asarray(values, dtype)
+    if not np.isfinite(found).all():
+        frame = int(np.argwhere(~np.isfinite(found))[0][0])
+        raise DataError(
+            "the demonstrations have NaN or infinite values", field=name, got=f"frame {frame}: {found[frame]}",
+            fix="leave out that episode, or repair the data",
+        )  # fmt: skip
+    return found

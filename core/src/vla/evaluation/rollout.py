@@ -91,13 +91,14 @@ def evaluate(
         PartError: the environment is not installed.
         SettingsError: a setting is unknown or wrong, the environment has no other instruction to give, or there is no
             other environment to take pictures from.
-        DataError: the policy cannot read the observation, its actions have another width than the environment's, or
-            the environment failed; the message says with which seed and task.
+        DataError: the policy cannot read the observation, its actions have another width than the environment's or are
+            not finite, or the environment failed; the message says with which seed and task.
     """
     chosen = _chosen(env)
     bounds = {"episodes": (1, MOST), "num_envs": (1, 256), "execute": (0, 10_000), "seed": (0, 1600)}
-    bounds["num_workers"] = (-1, 256)
-    values = {"episodes": episodes, "num_envs": num_envs, "execute": execute, "seed": seed, "num_workers": num_workers}
+    bounds |= {"num_workers": (-1, 256), "clips": (0, MOST)}
+    values = {"episodes": episodes, "num_envs": num_envs, "execute": execute, "seed": seed}
+    values |= {"num_workers": num_workers, "clips": clips}
     for name, (low, high) in bounds.items():
         if not low <= values[name] <= high:
             raise SettingsError("out of range", field=name, got=values[name], expected=f"{low} to {high}")
@@ -199,6 +200,12 @@ def _ask(policy: Acts, running: list[_Run], envs: Environments, views: Sequence[
             raise DataError(
                 "the policy's actions do not fit the environment", field="actions", got=chunk.shape,
                 expected=("t", *width), fix="train on data of this environment's robot (robot adapter, dims)",
+            )  # fmt: skip
+        if not np.isfinite(chunk).all():
+            raise DataError(
+                "the policy's actions have NaN or infinite values", field="actions", got=chunk[~np.isfinite(chunk)][0],
+                expected="finite numbers", fix=f"look at what it answers in the episode of seed {run.seed}, "
+                f"call {run.calls}",
             )  # fmt: skip
         run.chunk, run.used, run.calls = chunk, 0, run.calls + 1
 
