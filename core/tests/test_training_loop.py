@@ -273,9 +273,26 @@ def test_runs_are_not_mixed(tmp_path, whole):
     other.digest = lambda: "another"
     with pytest.raises(TrainingError, match="data: 'world' -> 'another'"):
         run(out, world.config(25), other, resume=True)
+    with pytest.raises(TrainingError, match="what a run freezes cannot change"):
+        run(out, world.config(25, freeze=("backbone.vision",)), resume=True, allow_change=True)
     assert run(out, world.config(25), other, resume=True, allow_change=True).step == 25
     assert run(out, world.config(2), overwrite=True).step == 2
     assert checkpoints.checkpoint_steps(out) == [2]
+
+
+def test_what_stands_where_the_model_shall_be_is_refused_before_the_first_step(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.txt").write_text("not a model")
+    for overwrite in (False, True):
+        with pytest.raises(StoreError, match="will not be replaced"):
+            run(tmp_path, world.config(2), overwrite=overwrite)
+    assert [f.name for f in tmp_path.rglob("*")] == ["model", "mine.txt"]
+
+
+def test_an_average_cannot_begin_in_the_middle(tmp_path):
+    run(tmp_path, world.config(1, ema_decay=0.0))
+    with pytest.raises(TrainingError, match="without an average(?s:.*)--ema-decay 0"):
+        run(tmp_path, world.config(2, ema_decay=0.9), resume=True, allow_change=True)
 
 
 def test_two_processes_may_not_share_a_run(tmp_path):

@@ -80,7 +80,7 @@ def atomic_folder(
         StoreError: `path` is taken, or cannot be written.
     """
     path = Path(path).expanduser().absolute()
-    _refuse_taken(path, overwrite, (marker,) if isinstance(marker, str) else marker)
+    refuse_taken(path, overwrite, (marker,) if isinstance(marker, str) else marker)
     temp = path.parent / f".tmp-{path.name}-{uuid.uuid4().hex[:8]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +96,29 @@ def atomic_folder(
         raise _write_error(error, path) from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
+
+
+def refuse_taken(path: Path, overwrite: bool, marker: tuple[str, ...] = OURS) -> None:
+    """Refuse a place where `atomic_folder` would not put a folder.
+
+    Raises:
+        StoreError: `path` is a file, or a folder that is not to be replaced.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise StoreError("a file is in the way", field=str(path), fix="choose another --out")
+    if not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise StoreError("the folder is already there", field=str(path), fix="choose another --out, or add --overwrite")
+    if not any((path / name).exists() for name in marker):
+        raise StoreError(
+            "this folder was not written by vla, so it will not be replaced",
+            field=str(path),
+            expected=f"a folder with {' or '.join(marker)}",
+            fix="choose another --out, or remove the folder yourself",
+        )
 
 
 def write_manifest(folder: Path) -> None:
@@ -323,24 +346,6 @@ def check_names(
 
 
 # ---- inside ---------------------------------------------------------------------------------------------------------
-
-
-def _refuse_taken(path: Path, overwrite: bool, marker: tuple[str, ...]) -> None:
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise StoreError("a file is in the way", field=str(path), fix="choose another --out")
-    if not any(path.iterdir()):
-        return
-    if not overwrite:
-        raise StoreError("the folder is already there", field=str(path), fix="choose another --out, or add --overwrite")
-    if not any((path / name).exists() for name in marker):
-        raise StoreError(
-            "this folder was not written by vla, so it will not be replaced",
-            field=str(path),
-            expected=f"a folder with {' or '.join(marker)}",
-            fix="choose another --out, or remove the folder yourself",
-        )
 
 
 def _take_place(temp: Path, path: Path) -> None:

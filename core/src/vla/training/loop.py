@@ -20,6 +20,7 @@ from attrs import evolve
 
 from vla.compose import variant_from_toml
 from vla.errors import StoreError
+from vla.store import refuse_taken
 from vla.training import checkpoints, lora
 from vla.training.config import TrainConfig, TrainingError, TrainResult, changes
 from vla.training.loader import Loader, Samples
@@ -81,7 +82,7 @@ def train(
         )
     # Everything that can be refused is refused before the run folder is touched.
     check_listeners(config.listeners)
-    _check_folder(out, resume, overwrite)
+    _check_folder(out, resume, overwrite, config)
     found = checkpoints.load_checkpoint(out, resume_step) if resume else None
     config = config.planned(found.state["config"] if found else None)
     notes: list[str] = []
@@ -293,9 +294,11 @@ def _engine(prepared: Prepared, config: TrainConfig, world: int) -> Any:
     return TorchEngine(prepared.variant, config, prepared.weights)
 
 
-def _check_folder(out: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse to mix runs."""
+def _check_folder(out: Path, resume: bool, overwrite: bool, config: TrainConfig) -> None:
+    """Refuse to mix runs, and what would stand in the way of the model at the end."""
     steps = checkpoints.checkpoint_steps(out)
+    for name in (MODEL, lora.FOLDER) if config.lora.rank else (MODEL,):
+        refuse_taken(out / name, True)
     if resume or not (steps or (out / MODEL).exists()):
         return
     if not overwrite:
@@ -322,6 +325,7 @@ def _clear(out: Path, found: checkpoints.Checkpoint | None) -> None:
 
 def _check_same_run(found: checkpoints.Checkpoint, config: TrainConfig, prepared: Prepared, allow_change: bool) -> None:
     """Refuse to resume with other data, another variant or other settings, unless that is asked for."""
+    _check_same_weights(found.state["config"], config)
     different = changes(found.state["config"], config.to_dict())
     now = prepared.facts()
     different += [f"{k}: {found.state.get(k)!r} -> {now[k]!r}" for k in now if found.state.get(k) != now[k]]
@@ -332,14 +336,6 @@ def _check_same_run(found: checkpoints.Checkpoint, config: TrainConfig, prepared
         raise TrainingError(
             "the checkpoint is beyond the last step", field="train.steps", got=config.steps, expected=f">= {found.step}"
         )
-    if found.state["config"].get("lora") != config.to_dict()["lora"]:
-        raise TrainingError(
-            "the adapters of a run cannot change",
-            field="train.lora",
-            got=config.to_dict()["lora"],
-            expected=found.state["config"].get("lora"),
-            fix="give the same --lora options, or start another run from a finished model",
-        )
     if different and not allow_change:
         raise TrainingError(
             "this is not the run that wrote the checkpoint",
@@ -347,6 +343,22 @@ def _check_same_run(found: checkpoints.Checkpoint, config: TrainConfig, prepared
             got="; ".join(different),
             fix="give the same options, or add --allow-change to go on all the same",
         )
+
+
+def _check_same_weights(before: Mapping[str, Any], config: TrainConfig) -> None:
+    """Refuse what a checkpoint cannot be taken up with, whatever is allowed: it has no moments of other weights."""
+    now = config.to_dict()
+    for name, what in (("lora", "the adapters of a run cannot change"), ("freeze", "what a run freezes cannot change")):
+        if (before.get(name) or None) != (now[name] or None):
+            raise TrainingError(
+                what, field=f"train.{name}", got=now[name], expected=before.get(name),
+                fix=f"give the same --{name} options, or start another run from a finished model",
+            )  # fmt: skip
+    if config.ema_decay and not before["ema_decay"]:
+        raise TrainingError(
+            "a run without an average cannot begin one", field="train.ema_decay", got=config.ema_decay, expected=0,
+            fix="add --ema-decay 0, or start another run from a finished model",
+        )  # fmt: skip
 
 
 @contextmanager
@@ -368,8 +380,8 @@ def _stop_requests() -> Iterator[list[int]]:
     try:
         yield asked
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for n, handler in before.items():
+            signal.signal(n, handler)
 
 
 def _place(config: TrainConfig) -> tuple[int, int]:
