@@ -65,6 +65,15 @@ def test_wrong_options_are_one_clear_error(world, capsys, words, message):
     assert message in said and "Traceback" not in said
 
 
+def test_a_report_that_is_in_the_way_is_said_before_the_first_episode(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(vla.evaluation, "evaluate", lambda *a, **k: pytest.fail("it began"))
+    (tmp_path / "notes.txt").write_text("mine")
+    for more, message in (([], "add --overwrite"), (["--overwrite"], "not written by vla")):
+        assert main(["eval", str(world[0]), *SCENE, "--episodes", "2", "--out", str(tmp_path), *more]) == 2
+        assert message in capsys.readouterr().err
+    assert [f.name for f in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def test_the_command_of_the_documentation_with_a_model_folder(world, tmp_path, monkeypatch, capsys):
     """Its baselines are made from the demonstrations that the record of the model names."""
     monkeypatch.setenv("VLA_CACHE", str(tmp_path / "cache"))

@@ -60,6 +60,7 @@ def evaluate(
         json: print the results as JSON.
     """
     import json as text
+    from pathlib import Path
 
     from rich.console import Console
     from rich.progress import Progress
@@ -69,7 +70,10 @@ def evaluate(
     from vla.evaluation.summary import name_of, save_report
     from vla.policy import open as open_policy
     from vla.settings import split_sets
+    from vla.store import refuse_taken
 
+    if out:
+        refuse_taken(Path(out).expanduser(), overwrite)
     if unknown := [name for name in against if name not in BASELINES]:
         raise SettingsError("no such baseline", field="--against", got=unknown[0], expected=list(BASELINES))
     scene, of_data = split_sets(set, "data")
