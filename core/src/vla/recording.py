@@ -9,7 +9,10 @@ Which episodes are recorded depends on the settings and the seed alone, not on t
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from attrs import frozen
+from attrs import asdict, frozen
 
-from vla.datasets import DatasetInfo, create_dataset
-from vla.errors import DataError, PartError
+from vla.datasets import Dataset, DatasetInfo, create_dataset, open_dataset
+from vla.errors import DataError, PartError, StoreError
 
 # Episodes for training are reset with seeds from here on, so that evaluation with small seeds never repeats one.
 FIRST_SEED = 1 << 24
@@ -113,6 +116,35 @@ def record(
             if kept == episodes:
                 break
     return Recorded(Path(path), kept, frames, tries, dict(tasks))
+
+
+def demonstrations(env: str, settings: Any, revision: int) -> Dataset:
+    """Demonstrations that a dataset part makes on demand: from their folder when they are there, else recorded now.
+
+    The folder is `settings.path`, or a folder named by a digest of the settings below `$VLA_CACHE` (~/.cache/vla).
+
+    Args:
+        env: name of the environment part, which is its robot's name too.
+        settings: of the dataset part: `path`, `episodes`, `seed`, `noise`, `workers`, whatever else makes the data
+            another, and `env()`, the settings of the environment.
+        revision: raised when the same settings would give other data (scene, expert, recording).
+
+    Raises:
+        PartError: nothing is recorded yet, and the environment needs a package that is not installed.
+        VlaError: it cannot be recorded (`record`), or the folder cannot be written.
+    """
+    facts = {k: v for k, v in asdict(settings).items() if k not in ("path", "workers")}
+    name = hashlib.sha256(json.dumps([revision, facts], sort_keys=True).encode()).hexdigest()[:16]
+    folder = Path(settings.path or Path(os.environ.get("VLA_CACHE", "~/.cache/vla")) / env / name).expanduser()
+    there = folder / "meta" / "info.json"
+    if not there.is_file():
+        table = {"part": env, **asdict(settings.env())}
+        try:
+            record(table, folder, settings.episodes, seed=settings.seed, noise=settings.noise, workers=settings.workers)
+        except StoreError:
+            if not there.is_file():  # else someone recorded the same meanwhile: theirs is as good
+                raise
+    return open_dataset(folder.absolute(), {"robot": env})
 
 
 def make_env(table: Mapping[str, Any], seed: int | None = None) -> tuple[Any, str]:

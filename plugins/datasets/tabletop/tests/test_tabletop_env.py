@@ -6,10 +6,12 @@ import gymnasium
 import numpy as np
 import pytest
 from vla_dataset_tabletop.config import COLORS, FAMILIES, DatasetSettings, EnvSettings
+from vla_dataset_tabletop.dataset import demonstrations
 from vla_dataset_tabletop.env import make
 
+from vla import recording
 from vla.datasets import open_dataset
-from vla.errors import DataError, SettingsError
+from vla.errors import DataError, SettingsError, StoreError
 from vla.recording import make_env, record
 
 
@@ -170,6 +172,22 @@ def test_the_dataset_part_records_once_and_then_reads(tmp_path, monkeypatch):
     assert open_dataset("tabletop", settings).digest() == first.digest()
     assert open_dataset({"part": "tabletop", **settings, "workers": 2}).digest() == first.digest()
     assert DatasetSettings(seed=1).env().seed == 1
+
+
+def test_who_comes_second_reads_what_another_process_recorded(tmp_path, monkeypatch):
+    """Both began to record the same folder."""
+    settings = DatasetSettings(path=str(tmp_path / "data"), episodes=1, workers=1, families=("touch",), image_size=32)
+    first = recording.record
+
+    def late(*args, **more):
+        first(*args, **more)
+        raise StoreError("the folder is already there")
+
+    monkeypatch.setattr(recording, "record", late)
+    assert len(demonstrations(settings).episodes) == 1
+    monkeypatch.setattr(recording, "record", lambda *a, **k: first("tabletop", tmp_path, 1))
+    with pytest.raises(StoreError, match="already there"):
+        demonstrations(DatasetSettings(path=str(tmp_path / "other"), episodes=1))
 
 
 def test_the_robot_adapter_puts_cameras_in_their_places(tmp_path):
