@@ -89,6 +89,10 @@ def test_a_step_that_is_not_finite_changes_nothing(pair):
 def test_layers_of_a_stack_freeze_together():
     with pytest.raises(SettingsError, match="one array"):
         JaxEngine(world.small_variant(**{"backbone.llm.depth": 2}), world.config(1, freeze=("backbone.llm.layers.0",)))
+    both = world.config(1, freeze=("backbone.llm.layers.0", "backbone.llm.layers.1"))  # all of them, one by one
+    engine = JaxEngine(world.small_variant(**{"backbone.llm.depth": 2}), both)
+    assert not any("/llm/layers/" in path for path in engine.params)
+    assert any("/llm/layers/" in path for path in engine.fixed)
     with pytest.raises(SettingsError, match="backbone.vision"):
         JaxEngine(world.small_variant(), world.config(1, freeze=("backbone.visio",)))
 

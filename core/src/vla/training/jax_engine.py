@@ -7,7 +7,7 @@ applied, without asking the device. State has the torch names, so a run may go o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from vla.jax_kit.ops import autocast
 from vla.params import table, to_other, to_torch
 from vla.store import check_names
 from vla.training.config import TrainConfig
+from vla.training.freezing import frozen_names
 from vla.training.jax_devices import alike, any_of, fetch, leave, make_mesh, pick_device, put, put_rows, shard, whole
 from vla.training.lora import adapters_of, first_values, frozen_by
 
@@ -60,8 +61,8 @@ class JaxEngine:
                 found = self._to_tree(weights, table(variant), "the weights to start from")
             found |= self._to_tree(first_values(self.adapters, config.seed), own, "the adapters")
             self.leaves = [(path, leaf.replace(None)) for path, leaf in self.leaves]
-            frozen, fixed = freeze(self.rows, config.freeze), frozen_by(self.adapters, variant)
-            frozen |= {row.path for row in self.rows if set(row.names()) <= fixed}
+            names = frozen_names([name for row in self.rows for name in row.names()], config.freeze)
+            frozen = frozen_paths(self.rows, names | frozen_by(self.adapters, variant))
             self.trained_rows = [row for row in self.rows if row.path not in frozen]
             self.fixed: Tree = {k: v for k, v in found.items() if k in frozen}
             self.params: Tree = {k: v for k, v in found.items() if k not in frozen}
@@ -254,33 +255,24 @@ class JaxEngine:
         return to_torch(rows, fetch(dict(tree)))
 
 
-def freeze(rows: Sequence[Any], prefixes: Sequence[str]) -> set[str]:
-    """Paths of the weights whose dotted torch name starts with one of the prefixes.
+def frozen_paths(rows: Sequence[Any], names: Set[str]) -> set[str]:
+    """Paths of the arrays with these weights.
 
     Raises:
-        SettingsError: a prefix that names nothing (the parts are listed), some layers of a stack but not all, or
-            nothing is left to train.
+        SettingsError: the names are of some layers of a stack but not of all.
     """
-    names = [name for row in rows for name in row.names()]
-    frozen = set()
-    for prefix in prefixes:
-        hit = {name for name in names if name == prefix or name.startswith(prefix.rstrip(".") + ".")}
-        if not hit:
-            depths = {".".join(n.split(".")[:d]) for n in names for d in (1, 2, 3) if n.count(".") >= d}
-            expected = ", ".join(sorted(depths))
-            raise SettingsError("no weights have this name", field="train.freeze", got=prefix, expected=expected)
-        for row in rows:
-            mine = [name in hit for name in row.names()]
-            if any(mine) and not all(mine):
-                fix = "freeze all layers of the stack, or train with --framework torch"
-                raise SettingsError(
-                    "JAX keeps the layers of a stack in one array", field="train.freeze", got=prefix, fix=fix
-                )
-            if all(mine):
-                frozen.add(row.path)
-    if len(frozen) == len({row.path for row in rows}):
-        raise SettingsError("nothing is left to train", field="train.freeze", got=list(prefixes), fix="freeze less")
-    return frozen
+    paths = set()
+    for row in rows:
+        mine = [name in names for name in row.names()]
+        if any(mine) and not all(mine):
+            fix = "freeze all layers of the stack, or train with --framework torch"
+            raise SettingsError(
+                "JAX keeps the layers of a stack in one array", field="train.freeze",
+                got=f"{sum(mine)} of {len(mine)} layers of {row.torch.replace('{l}', '*')}", fix=fix,
+            )  # fmt: skip
+        if all(mine):
+            paths.add(row.path)
+    return paths
 
 
 def recompute_layers(model: VLA) -> None:

@@ -27,6 +27,7 @@ from vla.errors import SettingsError, StoreError
 from vla.layout import BACKBONE
 from vla.params import Row, cover, shapes, table
 from vla.training.config import LLM_LINEARS, TrainConfig
+from vla.training.freezing import under
 from vla.training.order import generator
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def merged(weights: Mapping[str, np.ndarray], adapters: Sequence[Adapter]) -> di
 def trained_names(adapters: Sequence[Adapter], variant: Variant, config: TrainConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every weight that a run trains, from the name tables alone."""
     fixed = frozen_by(adapters, variant)
-    free = {n: s for n, s in shapes(table(variant)).items() if n not in fixed and not _under(n, config.freeze)}
+    free = {n: s for n, s in shapes(table(variant)).items() if n not in fixed and not under(n, config.freeze)}
     return {**free, **shapes(row for adapter in adapters for row in adapter.rows)}
 
 
@@ -242,12 +243,8 @@ def digest(weights: Mapping[str, np.ndarray]) -> str:
 # ---- inside ----------------------------------------------------------------------------------------------------------
 
 
-def _under(name: str, prefixes: Sequence[str]) -> bool:
-    return any(name == prefix or name.startswith(prefix.rstrip(".") + ".") for prefix in prefixes)
-
-
 def _hit(pattern: str, name: str) -> bool:
-    return _under(name, [pattern]) or fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern.rstrip('.')}.*")
+    return under(name, [pattern]) or fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern.rstrip('.')}.*")
 
 
 def _matching(pattern: str, linears: Sequence[Row], rows: Sequence[Row], field: str) -> list[Row]:
@@ -276,7 +273,7 @@ def _refuse_frozen(adapters: Sequence[Adapter], config: TrainConfig) -> None:
     for prefix in config.freeze:
         for adapter in adapters:
             names = [*adapter.linear.names(), *(name for row in adapter.rows for name in row.names())]
-            if any(_under(name, [prefix]) for name in names):
+            if any(under(name, [prefix]) for name in names):
                 raise SettingsError(
                     "these weights shall be frozen and have adapters that train",
                     field="train.freeze",

@@ -21,6 +21,7 @@ from vla.store import check_names
 from vla.torch_kit.lora import adapt
 from vla.torch_kit.model import VLA, build_model, observation_to, tree_to
 from vla.training.config import TrainConfig
+from vla.training.freezing import frozen_names
 from vla.training.lora import adapters_of, first_values, frozen_by
 from vla.training.torch_devices import Devices, exchanged, mine, shard_of, whole
 
@@ -52,8 +53,8 @@ class TorchEngine:
         self.model: VLA = model.float().to(self.device).train()  # type: ignore[assignment]
         self.adapters = adapters_of(variant, config)
         adapt(self.model, self.adapters)
-        freeze(dict(self.model.named_parameters()), config.freeze)
-        for name in frozen_by(self.adapters, variant):
+        names = [name for name, _ in self.model.named_parameters()]
+        for name in frozen_names(names, config.freeze) | frozen_by(self.adapters, variant):
             self.model.get_parameter(name).requires_grad_(False)
         if config.checkpoint_activations:
             recompute_layers(self.model)
@@ -275,32 +276,6 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SettingsError("PyTorch finds no CUDA device here", field="train.device", got=name, fix="use --device cpu")
     return device
-
-
-def freeze(params: Mapping[str, nn.Parameter], prefixes: Sequence[str]) -> None:
-    """Take the parameters whose dotted name starts with one of the prefixes out of training.
-
-    Raises:
-        SettingsError: a prefix that names nothing (the parts are listed), or nothing is left to train.
-    """
-    for prefix in prefixes:
-        hit = [name for name in params if name == prefix or name.startswith(prefix.rstrip(".") + ".")]
-        if not hit:
-            parts = sorted(
-                {
-                    ".".join(name.split(".")[:depth])
-                    for name in params
-                    for depth in (1, 2, 3)
-                    if name.count(".") >= depth
-                }
-            )
-            raise SettingsError(
-                "no weights have this name", field="train.freeze", got=prefix, expected=", ".join(parts)
-            )
-        for name in hit:
-            params[name].requires_grad_(False)
-    if not any(p.requires_grad for p in params.values()):
-        raise SettingsError("nothing is left to train", field="train.freeze", got=list(prefixes), fix="freeze less")
 
 
 def recompute_layers(model: nn.Module) -> None:
