@@ -23,6 +23,7 @@ from vla.training.config import TrainConfig, TrainingError, config_from  # noqa:
 from vla.training.jax_engine import JaxEngine  # noqa: E402
 from vla.training.loader import Loader, Samples  # noqa: E402
 from vla.training.metrics import read_metrics  # noqa: E402
+from vla.training.run_folder import check_same_run  # noqa: E402
 from vla.training.schedules import ema_decay, learning_rate  # noqa: E402
 from vla.training.torch_engine import TorchEngine  # noqa: E402
 
@@ -336,7 +337,7 @@ def test_a_run_from_before_lora_goes_on(tmp_path):
     found = checkpoints.load_checkpoint(tmp_path / "run", 2)
     old = {**found.state, "config": {k: v for k, v in found.state["config"].items() if k != "lora"}}
     assert "lora" in found.state["config"]
-    loop._check_same_run(
+    check_same_run(
         checkpoints.Checkpoint(found.folder, 2, found.arrays, old), world.config(4, **plan).planned(found.state["config"]),
         world.prepared(world.config(4)), False,
     )  # fmt: skip

@@ -289,6 +289,14 @@ def test_what_stands_where_the_model_shall_be_is_refused_before_the_first_step(t
     assert [f.name for f in tmp_path.rglob("*")] == ["model", "mine.txt"]
 
 
+@pytest.mark.parametrize(("framework", "name"), [("torch", "WORLD_SIZE"), ("jax", "JAX_NUM_PROCESSES")])
+def test_one_of_several_processes_does_not_train_alone_unasked(tmp_path, monkeypatch, framework, name):
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(TrainingError, match=f"none, {name}=2(?s:.*)--distributed ddp"):
+        run(tmp_path / "run", world.config(2, framework=framework))
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_average_cannot_begin_in_the_middle(tmp_path):
     run(tmp_path, world.config(1, ema_decay=0.0))
     with pytest.raises(TrainingError, match="without an average(?s:.*)--ema-decay 0"):

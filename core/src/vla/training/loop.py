@@ -8,7 +8,6 @@ gradient is not finite is not applied by the engine; the loop reports its sample
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,18 +17,15 @@ from typing import Any
 
 from attrs import evolve
 
-from vla.compose import variant_from_toml
 from vla.errors import StoreError
-from vla.store import refuse_taken
 from vla.training import checkpoints, lora
-from vla.training.config import TrainConfig, TrainingError, TrainResult, changes
+from vla.training.config import TrainConfig, TrainingError, TrainResult
 from vla.training.loader import Loader, Samples
 from vla.training.metrics import FILE, Jsonl, Listener, Progress, check_listeners, open_listeners
 from vla.training.prepare import Prepared, prepare
+from vla.training.run_folder import MODEL, check_folder, check_same_run, clear
 from vla.training.schedules import ema_decay, learning_rate
 from vla.training.validation import Validator
-
-MODEL = "model"  # the model directory inside the run directory
 
 
 def train(
@@ -82,13 +78,13 @@ def train(
         )
     # Everything that can be refused is refused before the run folder is touched.
     check_listeners(config.listeners)
-    _check_folder(out, resume, overwrite, config)
+    check_folder(out, resume, overwrite, config)
     found = checkpoints.load_checkpoint(out, resume_step) if resume else None
     config = config.planned(found.state["config"] if found else None)
     notes: list[str] = []
     prepared = prepare(model, data, config, stats, notes.append, found.folder if found else None)
     if found is not None:
-        _check_same_run(found, config, prepared, allow_change)
+        check_same_run(found, config, prepared, allow_change)
     engine = _engine(prepared, config, world)
     if engine.adapters:
         notes.append(lora.summary(engine.adapters, prepared.variant, config))
@@ -96,7 +92,7 @@ def train(
         engine.load_state(found.arrays, str(found.folder))
     with checkpoints.run_lock(out) if rank == 0 else _nothing():
         if rank == 0:
-            _clear(out, found)
+            clear(out, found)
         result = _Run(out, config, prepared, engine, found, listeners, notes, rank, world).go()
     engine.close()
     return result
@@ -294,73 +290,6 @@ def _engine(prepared: Prepared, config: TrainConfig, world: int) -> Any:
     return TorchEngine(prepared.variant, config, prepared.weights)
 
 
-def _check_folder(out: Path, resume: bool, overwrite: bool, config: TrainConfig) -> None:
-    """Refuse to mix runs, and what would stand in the way of the model at the end."""
-    steps = checkpoints.checkpoint_steps(out)
-    for name in (MODEL, lora.FOLDER) if config.lora.rank else (MODEL,):
-        refuse_taken(out / name, True)
-    if resume or not (steps or (out / MODEL).exists()):
-        return
-    if not overwrite:
-        got = f"checkpoints at steps {steps}" if steps else "a trained model"
-        fix = (
-            "go on with --resume, start again with --overwrite, or choose another --out"
-            if steps
-            else "add --overwrite, or choose another --out"
-        )
-        raise TrainingError("this folder holds a run already", field=str(out), got=got, fix=fix)
-
-
-def _clear(out: Path, found: checkpoints.Checkpoint | None) -> None:
-    """Forget what a killed run left half-written, and every step beyond the one we start from."""
-    checkpoints.sweep(out)
-    steps = checkpoints.checkpoint_steps(out)
-    checkpoints.remove(out, [s for s in steps if found is None or s > found.step])
-    if found is None:
-        for folder in (out / MODEL, out / lora.FOLDER):
-            if (folder / "manifest.json").exists():
-                shutil.rmtree(folder)
-        (out / FILE).unlink(missing_ok=True)
-
-
-def _check_same_run(found: checkpoints.Checkpoint, config: TrainConfig, prepared: Prepared, allow_change: bool) -> None:
-    """Refuse to resume with other data, another variant or other settings, unless that is asked for."""
-    _check_same_weights(found.state["config"], config)
-    different = changes(found.state["config"], config.to_dict())
-    now = prepared.facts()
-    different += [f"{k}: {found.state.get(k)!r} -> {now[k]!r}" for k in now if found.state.get(k) != now[k]]
-    # Read again, so that a setting that a newer package has added, with its default, is no difference.
-    if variant_from_toml(found.state["variant"], str(found.folder)).to_toml() != prepared.variant.to_toml():
-        different.append("the variant")
-    if found.step > config.steps:
-        raise TrainingError(
-            "the checkpoint is beyond the last step", field="train.steps", got=config.steps, expected=f">= {found.step}"
-        )
-    if different and not allow_change:
-        raise TrainingError(
-            "this is not the run that wrote the checkpoint",
-            field=str(found.folder),
-            got="; ".join(different),
-            fix="give the same options, or add --allow-change to go on all the same",
-        )
-
-
-def _check_same_weights(before: Mapping[str, Any], config: TrainConfig) -> None:
-    """Refuse what a checkpoint cannot be taken up with, whatever is allowed: it has no moments of other weights."""
-    now = config.to_dict()
-    for name, what in (("lora", "the adapters of a run cannot change"), ("freeze", "what a run freezes cannot change")):
-        if (before.get(name) or None) != (now[name] or None):
-            raise TrainingError(
-                what, field=f"train.{name}", got=now[name], expected=before.get(name),
-                fix=f"give the same --{name} options, or start another run from a finished model",
-            )  # fmt: skip
-    if config.ema_decay and not before["ema_decay"]:
-        raise TrainingError(
-            "a run without an average cannot begin one", field="train.ema_decay", got=config.ema_decay, expected=0,
-            fix="add --ema-decay 0, or start another run from a finished model",
-        )  # fmt: skip
-
-
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
     """A list that gets the signal number when Ctrl-C or SIGTERM asks to stop; a second one acts at once."""
@@ -385,8 +314,19 @@ def _stop_requests() -> Iterator[list[int]]:
 
 
 def _place(config: TrainConfig) -> tuple[int, int]:
-    """(rank, number of processes)."""
+    """(rank, number of processes).
+
+    Raises:
+        TrainingError: one of several processes, started to train together, that would each train alone.
+    """
     if config.distributed == "none":
+        name = "WORLD_SIZE" if config.framework == "torch" else "JAX_NUM_PROCESSES"
+        if os.environ.get(name, "1") != "1":
+            raise TrainingError(
+                "this is one of several processes, and each would train alone", field="train.distributed",
+                got=f"none, {name}={os.environ[name]}", expected="ddp or fsdp",
+                fix=f"add --distributed ddp or fsdp, or unset {name}",
+            )  # fmt: skip
         return 0, 1
     if config.framework == "jax":
         from vla.training.jax_devices import join

@@ -1,0 +1,89 @@
+"""The run directory before the first step: what is refused, and what an earlier run leaves that has to go.
+
+checkpoints/      see `vla.training.checkpoints`
+metrics.jsonl     see `vla.training.metrics`
+model/            at the end: the model directory; with LoRA also adapter/
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vla.compose import variant_from_toml
+from vla.store import refuse_taken
+from vla.training import checkpoints, lora
+from vla.training.config import TrainConfig, TrainingError, changes
+from vla.training.metrics import FILE
+from vla.training.prepare import Prepared
+
+MODEL = "model"
+
+
+def check_folder(out: Path, resume: bool, overwrite: bool, config: TrainConfig) -> None:
+    """Refuse to mix runs, and what would stand in the way of the model at the end."""
+    steps = checkpoints.checkpoint_steps(out)
+    for name in (MODEL, lora.FOLDER) if config.lora.rank else (MODEL,):
+        refuse_taken(out / name, True)
+    if resume or not (steps or (out / MODEL).exists()):
+        return
+    if not overwrite:
+        got = f"checkpoints at steps {steps}" if steps else "a trained model"
+        fix = (
+            "go on with --resume, start again with --overwrite, or choose another --out"
+            if steps
+            else "add --overwrite, or choose another --out"
+        )
+        raise TrainingError("this folder holds a run already", field=str(out), got=got, fix=fix)
+
+
+def clear(out: Path, found: checkpoints.Checkpoint | None) -> None:
+    """Forget what a killed run left half-written, and every step beyond the one we start from."""
+    checkpoints.sweep(out)
+    steps = checkpoints.checkpoint_steps(out)
+    checkpoints.remove(out, [s for s in steps if found is None or s > found.step])
+    if found is None:
+        for folder in (out / MODEL, out / lora.FOLDER):
+            if (folder / "manifest.json").exists():
+                shutil.rmtree(folder)
+        (out / FILE).unlink(missing_ok=True)
+
+
+def check_same_run(found: checkpoints.Checkpoint, config: TrainConfig, prepared: Prepared, allow_change: bool) -> None:
+    """Refuse to resume with other data, another variant or other settings, unless that is asked for."""
+    _check_same_weights(found.state["config"], config)
+    different = changes(found.state["config"], config.to_dict())
+    now = prepared.facts()
+    different += [f"{k}: {found.state.get(k)!r} -> {now[k]!r}" for k in now if found.state.get(k) != now[k]]
+    # Read again, so that a setting that a newer package has added, with its default, is no difference.
+    if variant_from_toml(found.state["variant"], str(found.folder)).to_toml() != prepared.variant.to_toml():
+        different.append("the variant")
+    if found.step > config.steps:
+        raise TrainingError(
+            "the checkpoint is beyond the last step", field="train.steps", got=config.steps, expected=f">= {found.step}"
+        )
+    if different and not allow_change:
+        raise TrainingError(
+            "this is not the run that wrote the checkpoint",
+            field=str(found.folder),
+            got="; ".join(different),
+            fix="give the same options, or add --allow-change to go on all the same",
+        )
+
+
+def _check_same_weights(before: Mapping[str, Any], config: TrainConfig) -> None:
+    """Refuse what a checkpoint cannot be taken up with, whatever is allowed: it has no moments of other weights."""
+    now = config.to_dict()
+    for name, what in (("lora", "the adapters of a run cannot change"), ("freeze", "what a run freezes cannot change")):
+        if (before.get(name) or None) != (now[name] or None):
+            raise TrainingError(
+                what, field=f"train.{name}", got=now[name], expected=before.get(name),
+                fix=f"give the same --{name} options, or start another run from a finished model",
+            )  # fmt: skip
+    if config.ema_decay and not before["ema_decay"]:
+        raise TrainingError(
+            "a run without an average cannot begin one", field="train.ema_decay", got=config.ema_decay, expected=0,
+            fix="add --ema-decay 0, or start another run from a finished model",
+        )  # fmt: skip
