@@ -56,10 +56,14 @@ def train(task: str, name: str, steps: int, start: str) -> None:
     began, cpu = time.perf_counter(), time.process_time()
     vla.train(
         model, data, out=out, config=config, overwrite=True,
-        listeners=[lambda event, record: curve.append({"event": event, **record})],
+        listeners=[lambda event, record: curve.append({"event": event, **_kept(record)})],
     )  # fmt: skip
     minutes = {"minutes": (time.perf_counter() - began) / 60, "cpu_minutes": (time.process_time() - cpu) / 60}
     (out / "study.json").write_text(json.dumps({"steps": steps, "start": start, **minutes, "curve": curve}))
+
+
+def _kept(record: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in record.items() if k == "step" or k.startswith(("loss", "action_error"))}
 
 
 def judge(task: str, episodes: int, seed: int) -> tuple[list, dict]:
@@ -115,6 +119,11 @@ def tables(task: str, found: list, studies: dict) -> list[str]:
     return [*lines, "", *pictures, ""]
 
 
+def outcomes(one: Any) -> dict[str, Any]:
+    """An evaluation without what its seeds say already."""
+    return {**one.to_dict(), "episodes": [[e.seed, e.prompt, e.success, e.steps] for e in one.episodes]}
+
+
 def _row(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -132,7 +141,7 @@ def report(tasks: list[str], episodes: int, seed: int) -> None:
     for task in tasks:
         found, studies = judge(task, episodes, seed)
         lines += tables(task, found, studies)
-        record[task] = {"evaluations": [one.to_dict() for _, one in found], "training": studies}
+        record[task] = {"evaluations": [outcomes(one) for _, one in found], "training": studies}
     (RESULTS / "policies.md").write_text("\n".join(lines))
     (RESULTS / "policies.json").write_text(json.dumps(record) + "\n")
 
