@@ -65,6 +65,14 @@ def test_wrong_options_are_one_clear_error(world, capsys, words, message):
     assert message in said and "Traceback" not in said
 
 
+def test_a_control_that_is_impossible_loses_nothing(world, tmp_path, capsys):
+    words = ["eval", str(world[0]), *SCENE, "--set", "env.max_steps=2", "--episodes", "1", "--num-workers", "0"]
+    assert main([*words, "--against", "swapped", "--out", str(tmp_path / "report"), "--json"]) == 2
+    said = capsys.readouterr()
+    assert "no other scene" in said.err and len(json.loads(said.out)["evaluations"]) == 1
+    assert len(json.loads((tmp_path / "report" / "results.json").read_text())["evaluations"]) == 1
+
+
 def test_a_report_that_is_in_the_way_is_said_before_the_first_episode(world, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(vla.evaluation, "evaluate", lambda *a, **k: pytest.fail("it began"))
     (tmp_path / "notes.txt").write_text("mine")

@@ -238,6 +238,13 @@ def test_the_console_trains_resumes_and_refuses(tmp_path, data, capsys):
     assert "--resume" in capsys.readouterr().err
     assert main([*words, "--steps", "4", "--resume"]) == 0
     assert [r["step"] for r in read_metrics(tmp_path / "run", "end")] == [4]
+    stats = tmp_path / "run" / "model" / "norm_stats.json"
+    other = json.loads(stats.read_text())
+    other["norm_stats"]["state"]["q99"][0] += 1
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    assert main([*words, "--steps", "5", "--resume", "--stats", str(tmp_path / "other.json")]) == 2
+    assert "other normalisation statistics" in capsys.readouterr().err
+    assert main([*words, "--steps", "5", "--resume", "--stats", str(stats)]) == 0
     assert main(["train", str(tmp_path / "nothing"), "--data", str(data)]) == 2
     assert main(["train", str(folder)]) == 2
     assert main(["train", str(folder), "--data", str(data), "--steps", "0"]) == 2

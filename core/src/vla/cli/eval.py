@@ -65,7 +65,7 @@ def evaluate(
     from rich.console import Console
     from rich.progress import Progress
 
-    from vla.errors import SettingsError
+    from vla.errors import SettingsError, VlaError
     from vla.evaluation import evaluate as run
     from vla.evaluation.summary import name_of, save_report
     from vla.policy import open as open_policy
@@ -99,19 +99,25 @@ def evaluate(
             )  # fmt: skip
 
         one(policy, policy.name)
-        for name in against:
-            acting = _baseline(name, policy, dataset, framework, device)
-            one(acting, name, **CONTROLS.get(name, {}))
+        failed: VlaError | None = None  # said last: what was evaluated before it is not lost
+        try:
+            for name in against:
+                acting = _baseline(name, policy, dataset, framework, device)
+                one(acting, name, **CONTROLS.get(name, {}))
+        except VlaError as error:
+            failed = error
     if out:
         console.note(f"report: {save_report(out, found, films, overwrite=overwrite)}")
     if json:
         print(text.dumps({"evaluations": [e.to_dict() for e in found]}, indent=1))
-        return 0
-    rows = [_row(name_of(e), e.successes, len(e.episodes), e.interval) for e in found]
-    tasks = [_row(*task) for task in found[0].tasks()]
-    title = f"{found[0].env}: seeds {found[0].episodes[0].seed} to {found[0].episodes[-1].seed}"
-    console.show(console.table(title, ("policy", "successes", "rate", "95 % interval"), rows))
-    console.show(console.table("per task", ("task", "successes", "rate", "95 % interval"), tasks))
+    else:
+        rows = [_row(name_of(e), e.successes, len(e.episodes), e.interval) for e in found]
+        tasks = [_row(*task) for task in found[0].tasks()]
+        title = f"{found[0].env}: seeds {found[0].episodes[0].seed} to {found[0].episodes[-1].seed}"
+        console.show(console.table(title, ("policy", "successes", "rate", "95 % interval"), rows))
+        console.show(console.table("per task", ("task", "successes", "rate", "95 % interval"), tasks))
+    if failed:
+        raise failed
     return 0
 
 

@@ -18,7 +18,7 @@ from vla.contracts import check_observation, observation_from
 from vla.errors import DataError, StoreError
 from vla.registry import listed
 from vla.store import ASSETS, STATS, WEIGHTS, open_model, read_weights
-from vla.training.config import TrainConfig
+from vla.training.config import TrainConfig, TrainingError
 from vla.training.order import generator, split_episodes
 
 FIT_CHUNKS = 4096  # chunks an action tokenizer is fitted on
@@ -67,6 +67,7 @@ def prepare(
     """Open and check everything. Statistics and tokenizer come from `checkpoint` when one is resumed.
 
     Raises:
+        TrainingError: `stats` are not those of the checkpoint.
         DataError: the dataset is empty, lacks a camera, is of another robot or of other widths, or has a bad frame.
         StoreError, PartError, SettingsError: the model cannot be opened.
     """
@@ -80,7 +81,9 @@ def prepare(
     check_fit(variant, dataset)
     train_episodes, val_episodes = split_episodes(config.seed, len(dataset.episodes), _held_out(config, dataset))
     if checkpoint is not None:
-        stats = load_stats(checkpoint / STATS)
+        stored = load_stats(checkpoint / STATS)
+        _check_same_stats(stats, stored, checkpoint)
+        stats = stored
         tokenizer = open_tokenizer(variant.parts["tokenizer"], variant.spec, checkpoint / ASSETS)
         weights = None
     else:
@@ -196,6 +199,19 @@ def mixture_shares(dataset: Any, index: np.ndarray) -> tuple[tuple[int, float], 
 def is_fitted(tokenizer: Any) -> bool:
     """Whether the action codec has learned what it needs."""
     return bool(getattr(tokenizer.codec, "fitted", True))
+
+
+def _check_same_stats(given: Mapping[str, Any] | None, stored: Mapping[str, Any], checkpoint: Path) -> None:
+    """Refuse other statistics than the checkpoint's: its weights were trained on numbers scaled by those."""
+    from vla.transforms.stats import FIELDS
+
+    for name in given or {}:
+        pairs = [(getattr(given[name], f), getattr(stored.get(name), f, None)) for f in FIELDS]
+        if not all(np.array_equal(a, b) for a, b in pairs):
+            raise TrainingError(
+                "a run cannot go on with other normalisation statistics", field="stats", got=f"other {name!r}",
+                expected=str(checkpoint / STATS), fix="leave --stats away when resuming, or start another run",
+            )  # fmt: skip
 
 
 def normalised_chunks(variant: Variant, dataset: Any, stats: Any, index: np.ndarray) -> np.ndarray:
