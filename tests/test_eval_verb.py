@@ -103,7 +103,7 @@ def test_demonstrations_that_moved_or_changed_are_asked_for(world, tmp_path, cap
              "--against", "mean-action", "--json"]  # fmt: skip
 
     def said(**record) -> str:
-        from vla.store import write_manifest
+        from vla.files import write_manifest
 
         facts = {**json.loads((world[0] / "record.json").read_text()), **record}
         (model / "record.json").write_text(json.dumps(facts))

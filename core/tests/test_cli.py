@@ -135,6 +135,7 @@ def test_show_a_variant(world, tmp_path, capsys):
     fills = [r.get("fill") for r in root.iter("{http://www.w3.org/2000/svg}rect")]
     # tokens drawn: image 6, prompt 4, target 5, action 5; stops: 5 x 10
     assert fills.count("url(#stop)") == 5 * 10 + 1
+    (tmp_path / "no").write_text("")
     assert main(["show", "toytype", "--no-sizes", "--svg", str(tmp_path / "no" / "x.svg")]) == 2
 
 

@@ -15,7 +15,8 @@ for plugin in ("vla_head_flow", "vla_llm_gemma", "vla_vision_siglip", "vla_backb
     pytest.importorskip(plugin)
 
 from vla.errors import DataError, StoreError  # noqa: E402
-from vla.store import read_weights, verify_folder  # noqa: E402
+from vla.files import verify_folder  # noqa: E402
+from vla.store import read_weights  # noqa: E402
 from vla.training import checkpoints, loop  # noqa: E402
 from vla.training.config import TrainingError  # noqa: E402
 from vla.training.loader import Loader, Samples  # noqa: E402

@@ -255,7 +255,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         save_stats(some_stats(), tmp_path, {"x": float("nan")})
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be written"):
+    with pytest.raises(StoreError, match="could not be written"):
         save_stats(some_stats(), tmp_path / "file" / "norm_stats.json")
     assert (tmp_path / "norm_stats.json").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "norm_stats.json"]

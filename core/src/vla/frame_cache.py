@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from attrs import evolve
 
 from vla.datasets import Dataset, check_cameras
 from vla.errors import StoreError
+from vla.files import atomic_file
 from vla.transforms.images import resize_with_pad
 
 REVISION = 1  # raised when the same inputs would give other pixels
@@ -66,33 +66,23 @@ def _build(
     dataset: Dataset, names: list[str], shape: tuple[int, ...], file: Path, threads: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:  # fmt: skip
-    temp = file.with_name(f".tmp-{file.name}-{uuid.uuid4().hex[:8]}")
-
     def fill(episode: range) -> None:
         for index in episode:
             images = dataset.sample(index, 1, cameras=names)["images"]
             for c, name in enumerate(names):
                 frames[index, c] = resize_with_pad(images[name], *shape[2:4])
 
-    try:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            frames = np.lib.format.open_memmap(temp, "w+", np.uint8, shape)
-            if hasattr(os, "posix_fallocate"):
-                # A disk that fills up under a memory map kills the process; here it is an error.
-                with open(temp, "r+b") as stream:
-                    os.posix_fallocate(stream.fileno(), 0, temp.stat().st_size)
-        except OSError as error:
-            fix = "free some space, or choose another folder"
-            raise StoreError("the frame cache cannot be written", field=str(file.parent), got=error, fix=fix) from error
+    with atomic_file(file, "the frame cache") as temp:
+        frames = np.lib.format.open_memmap(temp, "w+", np.uint8, shape)
+        if hasattr(os, "posix_fallocate"):
+            # A disk that fills up under a memory map kills the process; here it is an error.
+            with open(temp, "r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, temp.stat().st_size)
         with ThreadPoolExecutor(threads) as pool:
             for done, _ in enumerate(pool.map(fill, dataset.episodes), 1):
                 if progress is not None:
                     progress(done, len(dataset.episodes))
         frames.flush()
-        os.replace(temp, file)
-    finally:
-        temp.unlink(missing_ok=True)
 
 
 class CachedFrames:

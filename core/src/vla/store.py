@@ -1,4 +1,4 @@
-"""The model directory, and how a folder is written so that it is either whole or not there.
+"""The model directory.
 
     variant.toml         the tree of parts and the shapes
     model.safetensors    weights under their torch names, whichever framework trained them
@@ -14,33 +14,22 @@ is checked against the manifest before it is used. Nothing here is executable: n
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
 from vla.errors import StoreError
+from vla.files import atomic_folder, read_text, verify_folder
 
 if TYPE_CHECKING:
     import numpy as np
 
-VARIANT, WEIGHTS, STATS, RECORD, MANIFEST, ASSETS = (
-    "variant.toml",
-    "model.safetensors",
-    "norm_stats.json",
-    "record.json",
-    "manifest.json",
-    "assets",
-)
-# A folder with one of these was written by us and may be replaced when the user says so; any other may not.
-OURS = (MANIFEST, VARIANT)
+VARIANT, WEIGHTS, STATS = "variant.toml", "model.safetensors", "norm_stats.json"
+RECORD, ASSETS = "record.json", "assets"
 
 
 @frozen
@@ -54,137 +43,6 @@ class ModelDir:
     tokenizer: Any  # vla.tokenizer.Tokenizer
     record: Mapping[str, Any] = field(factory=dict)
     digest: str = ""  # SHA-256 of the manifest: the identity of this model
-
-
-# ---- folders that are whole or absent -------------------------------------------------------------------------------
-
-
-@contextmanager
-def atomic_folder(
-    path: str | Path, *, overwrite: bool = False, marker: str | tuple[str, ...] = OURS, manifest: bool = True
-) -> Iterator[Path]:
-    """Write a folder all or nothing: yields an empty folder beside `path`, which takes its place when the block ends.
-
-    Leaving the block writes the manifest, syncs every file to disk and renames. An exception inside the block, a full
-    disk or Ctrl-C removes what was written and leaves an older folder at `path` untouched. After a power cut at any
-    moment `path` is the old folder, the new one, or (between two renames) absent with the old one beside it as
-    `.old-*`; never a mixture.
-
-    Args:
-        path: where the folder shall be. An empty folder there is fine.
-        overwrite: replace a folder that is there, if it has a file named in `marker`.
-        marker: file names by which a folder is known to be one of these.
-        manifest: write manifest.json.
-
-    Raises:
-        StoreError: `path` is taken, or cannot be written.
-    """
-    path = Path(path).expanduser().absolute()
-    refuse_taken(path, overwrite, (marker,) if isinstance(marker, str) else marker)
-    temp = path.parent / f".tmp-{path.name}-{uuid.uuid4().hex[:8]}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temp.mkdir()
-        yield temp
-        if manifest:
-            write_manifest(temp)
-        _sync_tree(temp)
-        _take_place(temp, path)
-    except OSError as error:
-        if not _while_writing(error, path.parent):
-            raise  # the caller failed to read something
-        raise _write_error(error, path) from error
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
-
-
-def refuse_taken(path: Path, overwrite: bool, marker: tuple[str, ...] = OURS) -> None:
-    """Refuse a place where `atomic_folder` would not put a folder.
-
-    Raises:
-        StoreError: `path` is a file, or a folder that is not to be replaced.
-    """
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise StoreError("a file is in the way", field=str(path), fix="choose another --out")
-    if not any(path.iterdir()):
-        return
-    if not overwrite:
-        raise StoreError("the folder is already there", field=str(path), fix="choose another --out, or add --overwrite")
-    if not any((path / name).exists() for name in marker):
-        raise StoreError(
-            "this folder was not written by vla, so it will not be replaced",
-            field=str(path),
-            expected=f"a folder with {' or '.join(marker)}",
-            fix="choose another --out, or remove the folder yourself",
-        )
-
-
-def write_manifest(folder: Path) -> None:
-    """List size and SHA-256 of every file under `folder` in its manifest.json."""
-    files = {
-        str(file.relative_to(folder).as_posix()): {"size": file.stat().st_size, "sha256": _sha256(file)}
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file != folder / MANIFEST
-    }
-    (folder / MANIFEST).write_text(_manifest_text(files))
-
-
-def verify_folder(folder: str | Path) -> str:
-    """Check every file that the manifest lists; gives the SHA-256 of the manifest itself.
-
-    Raises:
-        StoreError: the manifest is missing or damaged, or a file is missing, truncated or changed; it names the file.
-    """
-    folder = Path(folder)
-    text = _read_text(folder / MANIFEST)
-    try:
-        files = json.loads(text)["files"]
-        listed = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        files, listed = None, {}
-    if files is None or text != _manifest_text(files):
-        raise StoreError(
-            "the manifest is damaged", field=str(folder / MANIFEST), fix="copy the folder again from its source"
-        )
-    for name, (size, digest) in listed.items():
-        file = folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise StoreError("the manifest names a file outside its folder", field=str(folder / MANIFEST), got=name)
-        if not file.is_file():
-            raise StoreError("a file is missing", field=str(file), fix="copy the folder again from its source")
-        if file.stat().st_size != size:
-            raise StoreError(
-                "a file was cut short or has grown",
-                field=str(file),
-                got=f"{file.stat().st_size} bytes",
-                expected=f"{size} bytes",
-                fix="copy the folder again from its source",
-            )
-        if _sha256(file) != digest:
-            raise StoreError(
-                "a file is not what was saved: some of its bytes changed",
-                field=str(file),
-                expected=f"SHA-256 {digest[:16]}...",
-                fix="copy the folder again from its source",
-            )
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write one file whole or not at all."""
-    path = Path(path).expanduser().absolute()
-    temp = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temp.write_text(text)
-        _sync(temp)
-        os.replace(temp, path)
-    except OSError as error:
-        raise _write_error(error, path) from error
-    finally:
-        temp.unlink(missing_ok=True)
 
 
 # ---- the model directory --------------------------------------------------------------------------------------------
@@ -275,7 +133,7 @@ def open_model(folder: str | Path, *, verify: bool = True) -> ModelDir:
         stats = load_stats(folder / STATS)
     assets = folder / ASSETS
     tokenizer = open_tokenizer(variant.parts["tokenizer"], variant.spec, assets if assets.is_dir() else None)
-    record = json.loads(_read_text(folder / RECORD)) if (folder / RECORD).is_file() else {}
+    record = json.loads(read_text(folder / RECORD)) if (folder / RECORD).is_file() else {}
     return ModelDir(folder, variant, folder / WEIGHTS, stats, tokenizer, record, digest)
 
 
@@ -346,85 +204,6 @@ def check_names(
 
 
 # ---- inside ---------------------------------------------------------------------------------------------------------
-
-
-def _take_place(temp: Path, path: Path) -> None:
-    old = None
-    if path.exists() and any(path.iterdir()):
-        old = path.parent / f".old-{path.name}-{uuid.uuid4().hex[:8]}"
-        os.rename(path, old)
-    try:
-        os.rename(temp, path)  # an empty folder at `path` is replaced
-    except OSError:
-        if old is not None:
-            os.rename(old, path)
-        raise
-    _sync(path.parent)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _while_writing(error: OSError, parent: Path) -> bool:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-        return True
-    if error.filename is None:
-        return False
-    file = Path(os.fsdecode(error.filename))
-    return file == parent or parent in file.parents
-
-
-def _write_error(error: OSError, path: Path) -> StoreError:
-    fixes = {
-        errno.ENOSPC: "the disk is full: free some space, or choose an --out on another disk",
-        errno.EDQUOT: "your disk quota is used up: free some space, or choose an --out on another disk",
-        errno.EFBIG: "files may not grow so large here: raise the limit (ulimit -f), or choose another --out",
-        errno.EROFS: "this file system is read-only: choose another --out",
-        errno.EACCES: "you may not write there: choose another --out, or change the permissions",
-        errno.EPERM: "you may not write there: choose another --out, or change the permissions",
-        errno.ENOTDIR: "a file is in the way: choose another --out",
-    }
-    return StoreError(
-        "the folder could not be written; nothing was left behind",
-        field=str(path),
-        got=error.strerror or str(error),
-        fix=fixes.get(error.errno or 0, "choose another --out"),
-    )
-
-
-def _manifest_text(files: Mapping[str, Any]) -> str:
-    return json.dumps({"vla": 1, "files": files}, indent=1, sort_keys=True) + "\n"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sync_tree(folder: Path) -> None:
-    for entry in sorted(folder.rglob("*")):
-        _sync(entry)
-    _sync(folder)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except FileNotFoundError as error:
-        raise StoreError(
-            "a file is missing",
-            field=str(path),
-            fix="the folder is incomplete: save it again, or copy it again from its source",
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise StoreError("a file cannot be read", field=str(path), got=str(error)) from error
 
 
 def _header(path: Path) -> tuple[dict[str, tuple[str, tuple[int, ...], tuple[int, int]]], int]:

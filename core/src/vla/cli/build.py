@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +73,9 @@ def write_started(out: str, variant: Any, init: str, seed: int, overwrite: bool)
         StoreError: the source does not fit, or the folder cannot be written.
     """
     from vla.errors import SettingsError
+    from vla.files import atomic_folder
     from vla.interop.start import starting_weights
-    from vla.store import atomic_folder, write_model
+    from vla.store import write_model
 
     if not out:
         raise SettingsError("--init makes weights, which need a folder", field="--out", got="", fix="add --out DIR")
@@ -92,34 +92,15 @@ def write_variant(folder: Path, text: str) -> Path:
     Raises:
         StoreError: the folder cannot be written, or it holds weights, which belong to the variant that is there.
     """
-    import tempfile
-
     from vla.compose import VARIANT_FILE
     from vla.errors import StoreError
+    from vla.files import write_text
 
     target = folder / VARIANT_FILE
     if (folder / "model.safetensors").exists():
         fix = "choose another folder, or remove the weights"
         raise StoreError("this folder holds the weights of another variant", field="--out", got=str(folder), fix=fix)
-    made: list[Path] = [p for p in (folder, *folder.parents) if not p.exists()]
-    part = ""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=folder, prefix=f".{VARIANT_FILE}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(part, 0o644)
-        os.replace(part, target)
-    except OSError as error:
-        if part:
-            Path(part).unlink(missing_ok=True)
-        for path in made:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
-        raise StoreError("the variant cannot be written", field="--out", got=str(folder), fix=str(error)) from error
-    return target
+    return write_text(target, text, "the variant")
 
 
 def main(argv: list[str]) -> int:

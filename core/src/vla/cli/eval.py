@@ -68,9 +68,9 @@ def evaluate(
     from vla.errors import SettingsError, VlaError
     from vla.evaluation import evaluate as run
     from vla.evaluation.summary import name_of, save_report
+    from vla.files import refuse_taken
     from vla.policy import open as open_policy
     from vla.settings import split_sets
-    from vla.store import refuse_taken
 
     if out:
         refuse_taken(Path(out).expanduser(), overwrite)

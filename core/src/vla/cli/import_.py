@@ -38,6 +38,7 @@ def import_(
     from vla import store
     from vla.compose import renamed
     from vla.errors import SettingsError
+    from vla.files import atomic_folder
     from vla.interop import openpi
 
     if system != "openpi":
@@ -52,7 +53,7 @@ def import_(
     variant = openpi.variant_of(checkpoint, type or None, {}, set)
     if name:
         variant = renamed(variant, name)
-    with store.atomic_folder(out, overwrite=overwrite) as temp:  # first, so that a folder in the way costs no reading
+    with atomic_folder(out, overwrite=overwrite) as temp:  # first, so that a folder in the way costs no reading
         weights = openpi.convert(checkpoint, variant)
         source = {"system": system, "type": checkpoint.type, "arrays": len(checkpoint.leaves)}
         record = {"imported": {**source, "lora_ranks": list(checkpoint.ranks)}}

@@ -52,8 +52,8 @@ def write(kind: str, name: str, where: Path, author: str = "") -> Path:
     """
     from vla import __version__, registry
     from vla.errors import SettingsError
+    from vla.files import atomic_folder
     from vla.parts import CONTRACTS, GROUPS
-    from vla.store import atomic_folder
 
     if kind not in KINDS:
         raise SettingsError(

@@ -52,22 +52,19 @@ def show(
     if svg:
         from vla.pictures import mask_svg
 
-        write_text(svg, mask_svg(variants[0].layout(), title=variants[0].name))
+        write_picture(svg, mask_svg(variants[0].layout(), title=variants[0].name))
     if diagram:
         from vla.diagram import diagram_svg
 
-        write_text(diagram, diagram_svg(variants))
+        write_picture(diagram, diagram_svg(variants))
     return 0
 
 
-def write_text(path: str, text: str) -> None:
+def write_picture(path: str, text: str) -> None:
     """Write a picture; a path that cannot be written is the user's to mend."""
-    from vla.errors import StoreError
+    from vla.files import write_text
 
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StoreError("the picture cannot be written", field=path, fix=str(error)) from error
+    write_text(path, text, "the picture")
     console.note(f"wrote {path}")
 
 

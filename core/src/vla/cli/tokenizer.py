@@ -43,7 +43,7 @@ def fit(
 
     from vla.codec_bench import load_chunks
     from vla.errors import SettingsError, StoreError
-    from vla.store import atomic_folder
+    from vla.files import atomic_folder
 
     if not out:
         raise SettingsError("no folder is named", field="--out", fix="--out FOLDER")

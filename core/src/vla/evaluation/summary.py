@@ -9,9 +9,9 @@ from pathlib import Path
 from vla.evaluation import video
 from vla.evaluation.results import Evaluation, compare
 from vla.evaluation.rollout import Clip
+from vla.files import atomic_folder
 from vla.report import html
 from vla.report.plots import interval_bars
-from vla.store import atomic_folder
 
 REPORT, RESULTS, VIDEOS = "report.html", "results.json", "videos"
 

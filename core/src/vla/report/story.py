@@ -15,9 +15,9 @@ from vla.errors import DecodeError
 from vla.evaluation.results import Evaluation
 from vla.evaluation.rollout import Clip
 from vla.evaluation.summary import name_of, success_body, task_body, video_body
+from vla.files import atomic_folder
 from vla.report import html
 from vla.report.plots import line_plot, small_multiples
-from vla.store import atomic_folder
 
 LEARNS = 200  # steps below which nobody should expect success
 FRAMES = 3  # recorded frames whose chunks are compared

@@ -7,7 +7,7 @@
     norm_stats.json, assets/ the statistics and the tokenizer that the run uses
     manifest.json            size and SHA-256 of every other file, written last
 
-There is no pointer to "the latest": that is the highest step whose folder exists, and `vla.store.atomic_folder` lets a
+There is no pointer to "the latest": that is the highest step whose folder exists, and `vla.files.atomic_folder` lets a
 folder appear only when it is complete. Random states are not saved because there are none (`vla.training.order`).
 """
 
@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from vla.errors import StoreError
-from vla.store import MANIFEST, atomic_folder, read_weights, verify_folder, write_weights
+from vla.files import MANIFEST, atomic_folder, verify_folder
+from vla.store import read_weights, write_weights
 from vla.training.config import TrainingError
 
 if TYPE_CHECKING:

@@ -259,7 +259,8 @@ class _Run:
         weights = self.engine.weights()
         if self.rank != 0:
             return None
-        from vla.store import atomic_folder, save_model
+        from vla.files import atomic_folder
+        from vla.store import save_model
 
         p = self.prepared
         if self.engine.adapters:

@@ -196,7 +196,8 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path, *, ove
         StoreError: a file is damaged, or `base` is not the model that the adapter was trained on.
     """
     from vla.compose import read_variant
-    from vla.store import ASSETS, STATS, VARIANT, open_model, read_weights, save_model, verify_folder
+    from vla.files import verify_folder
+    from vla.store import ASSETS, STATS, VARIANT, open_model, read_weights, save_model
     from vla.tokenizer import open_tokenizer
     from vla.training.config import config_from
     from vla.transforms.stats import load_stats

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.compose import variant_from_toml
-from vla.store import refuse_taken
+from vla.files import refuse_taken
 from vla.training import checkpoints, lora
 from vla.training.config import TrainConfig, TrainingError, changes
 from vla.training.metrics import FILE

@@ -7,8 +7,6 @@ and delta stages, without the steps that only repeat the last action past the en
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import numpy as np
 from attrs import evolve, field, frozen
 
 from vla.errors import DataError, StoreError
+from vla.files import write_text
 from vla.transforms.quantiles import Batch, Summary, summarise_batches
 
 FILE = "norm_stats.json"
@@ -91,20 +90,7 @@ def save_stats(stats: Mapping[str, Stats], path: str | Path, about: Mapping[str,
     if extra:
         table["vla"] = extra
     text = json.dumps(table, indent=2, allow_nan=False) + "\n"
-    temp = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temp, 0o644)
-        os.replace(temp, path)
-    except OSError as error:
-        if temp:
-            Path(temp).unlink(missing_ok=True)
-        raise StoreError("the statistics cannot be written", field=str(path), got=str(error)) from error
+    write_text(path, text, "the statistics")
     return path
 
 

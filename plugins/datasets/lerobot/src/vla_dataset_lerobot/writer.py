@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vla.errors import DataError
-from vla.store import atomic_folder
+from vla.files import atomic_folder
 from vla_dataset_lerobot import stats
 from vla_dataset_lerobot.meta import IMAGE_PREFIX
 from vla_dataset_lerobot.mp4 import VideoWriter
