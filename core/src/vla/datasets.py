@@ -19,7 +19,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from attrs import evolve, field, frozen
 
-from vla.errors import DataError, PartError, VlaError
+from vla.embodiment import Embodiment, check_same, same_rate
+from vla.errors import DataError, PartError, SettingsError, VlaError
 
 DEFAULT_FORMAT = "lerobot"
 
@@ -104,7 +105,8 @@ def open_dataset(source: str | Path | Mapping[str, Any], settings: Mapping[str, 
     Args:
         source: a folder or a hub name (`org/name`, read from the local hub cache) in LeRobot's format; the name of a
             dataset part (`tabletop`); `part:path` for another format; or a table {"part": ..., settings...}.
-        settings: settings of the part, as in a file.
+        settings: settings of the part, as in a file; and those that every dataset has: `stride` (see `EveryNth`),
+            `state_names` and `action_names`, which win over the names that the data brings.
 
     Raises:
         PartError: the reader is not installed.
@@ -113,8 +115,23 @@ def open_dataset(source: str | Path | Mapping[str, Any], settings: Mapping[str, 
     """
     from vla.compose import load_object, resolve
 
-    chosen = resolve("dataset", source_table(source, settings), "data")
-    return load_object(chosen.part.numpy, f"dataset {chosen.part.name!r}")(chosen.settings)
+    table = source_table(source, settings)
+    stride, names = table.pop("stride", 1), {k: table.pop(k) for k in ("state_names", "action_names") if k in table}
+    chosen = resolve("dataset", table, "data")
+    dataset = load_object(chosen.part.numpy, f"dataset {chosen.part.name!r}")(chosen.settings)
+    if names:
+        dataset.info = evolve(dataset.info, **{k: _names(k, v, dataset.info) for k, v in names.items()})
+    return dataset if stride == 1 else EveryNth(dataset, stride)
+
+
+def _names(setting: str, value: Any, info: DatasetInfo) -> tuple[str, ...]:
+    """The names of a setting, one for each dim that the data has."""
+    want = getattr(info, setting.replace("_names", "_dim"))
+    if not isinstance(value, list | tuple) or len(value) != want or not all(isinstance(name, str) for name in value):
+        raise SettingsError(
+            "one name for each dim", field=f"data.{setting}", got=value, expected=f"{want} words in {info.source}"
+        )
+    return tuple(value)
 
 
 def source_table(source: str | Path | Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -243,6 +260,67 @@ def check_cameras(wanted: Sequence[str] | None, have: Iterable[str], where: str)
     return list(wanted)
 
 
+def ways_out(mine: DatasetInfo | Embodiment, theirs: DatasetInfo | Embodiment) -> str:
+    """The settings of data by which it comes to mean what another side means, if it does."""
+    out = 'action_names = [...], state_names = [...], cameras = ["new=old"]'
+    if mine.hz and theirs.hz and not same_rate(mine.hz, theirs.hz):
+        meet = [(n, m) for n in range(1, 21) for m in range(1, 21) if same_rate(mine.hz / n, theirs.hz / m)]
+        strides = zip(meet[0], (mine.hz, theirs.hz), strict=True) if meet else ()
+        way = " and ".join(f"stride = {n} for that at {hz:g} Hz" for n, hz in strides if n > 1)
+        out += f", {way} (every n-th frame)" if way else f"; rates of {mine.hz:g} and {theirs.hz:g} Hz do not meet"
+    return out
+
+
+class EveryNth:
+    """Every n-th frame of a dataset, and every n-th action of a chunk: the same robot at a lower rate.
+
+    Right for actions that say where to be (joint positions, poses). Actions that say how far to go from one frame to
+    the next would have to be added up.
+    """
+
+    def __init__(self, dataset: Dataset, stride: int):
+        if isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
+            raise SettingsError("a stride is a number of frames", field="data.stride", got=stride, expected=">= 1")
+        self.dataset, self.stride = dataset, stride
+        self._rows = np.concatenate([np.arange(e.start, e.stop, stride) for e in dataset.episodes])
+        ends = np.cumsum([len(range(e.start, e.stop, stride)) for e in dataset.episodes]).tolist()
+        self.episodes = [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        self.info = evolve(dataset.info, hz=dataset.info.hz / stride)
+
+    def __len__(self) -> int:
+        """Frames that are left."""
+        return len(self._rows)
+
+    def sample(
+        self, index: int, horizon: int, cameras: Sequence[str] | None = None, images: bool = True
+    ) -> dict[str, Any]:
+        """As `Dataset.sample`; "frame" counts the frames that are left."""
+        index = check_index(index, len(self), self.info.source)
+        n = self.stride
+        sample = self.dataset.sample(int(self._rows[index]), n * horizon, cameras, images)
+        chunk = {name: sample[name][::n] for name in ("actions", "actions_is_pad") if name in sample}
+        return {**sample, **chunk, "frame": sample["frame"] // n}
+
+    def states(self) -> np.ndarray:
+        """float32 [N s]."""
+        return self.dataset.states()[self._rows]
+
+    def actions(self) -> np.ndarray:
+        """float32 [N a]."""
+        return self.dataset.actions()[self._rows]
+
+    def prompts(self) -> list[str]:
+        """The instruction of each frame."""
+        prompts = self.dataset.prompts()
+        return [prompts[i] for i in self._rows.tolist()]
+
+    def digest(self) -> str:
+        """SHA-256 over that of the dataset and the stride."""
+        import hashlib
+
+        return hashlib.sha256(f"{self.dataset.digest()} every {self.stride}".encode()).hexdigest()
+
+
 class Mixture:
     """Several datasets laid end to end, with sampling weights.
 
@@ -272,6 +350,10 @@ class Mixture:
                         expected=f"{getattr(first, name)!r} as in {first.source}",
                         fix="mix datasets of one robot",
                     )
+            check_same(
+                Embodiment.of(first), Embodiment.of(other), first.source, other.source,
+                fix=f"mix data of one robot; if these mean the same, set for one of them: {ways_out(first, other)}",
+            )  # fmt: skip
         infos = [dataset.info for dataset in self.datasets]
         self.info = evolve(
             first,

@@ -17,6 +17,7 @@ import numpy as np
 
 from vla.contracts import Observation, check_observation, observation_from, pack
 from vla.draws import sampling_noise
+from vla.embodiment import Embodiment
 from vla.errors import DataError, SettingsError, VlaError
 from vla.store import ModelDir, open_model
 
@@ -93,6 +94,11 @@ class Policy:
             "digest": self.model.digest,
             "record": dict(self.model.record),
         }
+
+    @property
+    def embodiment(self) -> Embodiment:
+        """The robot as the data named it that the policy was trained on; empty where the record does not say."""
+        return Embodiment.from_table(self.model.record.get("embodiment"))
 
     def reset(self, seed: int | None = None) -> None:
         """Start the stream of noise anew."""

@@ -42,7 +42,7 @@ def train(
         resume: go on from the newest checkpoint in --out.
         resume_step: go on from the checkpoint of this step.
         overwrite: forget the run that is in --out.
-        allow_change: resume although data or settings differ.
+        allow_change: resume although data or settings differ; fine-tune on data that names another robot.
         config: the run.
     """
     from vla.datasets import source_table

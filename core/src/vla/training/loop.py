@@ -55,7 +55,8 @@ def train(
         resume: go on from the newest checkpoint in `out`.
         resume_step: go on from the checkpoint of this step instead.
         overwrite: forget what is in `out`.
-        allow_change: resume although data or settings differ from the run that wrote the checkpoint.
+        allow_change: resume although data or settings differ from the run that wrote the checkpoint; fine-tune a model
+            on data that names another robot than its own did.
         listeners: callables `(event, record)` that hear every record (see `vla.training.metrics`).
 
     Raises:
@@ -82,7 +83,7 @@ def train(
     found = checkpoints.load_checkpoint(out, resume_step) if resume else None
     config = config.planned(found.state["config"] if found else None)
     notes: list[str] = []
-    prepared = prepare(model, data, config, stats, notes.append, found.folder if found else None)
+    prepared = prepare(model, data, config, stats, notes.append, found.folder if found else None, allow_change)
     if found is not None:
         check_same_run(found, config, prepared, allow_change)
     engine = _engine(prepared, config, world)
@@ -268,7 +269,8 @@ class _Run:
                 lora.write_adapter(temp, p.variant, self.engine.adapters, weights, self.config)
                 p.write_assets(temp)
             weights = lora.merged(weights, self.engine.adapters)
-        record = {"steps": step, "config": self.config.to_dict(), **p.facts(), "source": p.source}
+        where = {"source": p.source, "embodiment": p.embodiment}
+        record = {"steps": step, "config": self.config.to_dict(), **p.facts(), **where}
         return save_model(self.out / MODEL, p.variant, weights, p.stats, p.tokenizer, record=record, overwrite=True)
 
 

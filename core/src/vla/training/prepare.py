@@ -6,6 +6,7 @@ tokenizer. What does not fit is one error, before anything is written.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from attrs import frozen
 
 from vla.compose import VARIANT_FILE, Variant, build, read_variant
 from vla.contracts import check_observation, observation_from
+from vla.datasets import ways_out
+from vla.embodiment import Embodiment, check_same, differences
 from vla.errors import DataError, StoreError
 from vla.registry import listed
-from vla.store import ASSETS, STATS, WEIGHTS, open_model, read_weights
+from vla.store import ASSETS, RECORD, STATS, WEIGHTS, open_model, read_weights
 from vla.training.config import TrainConfig, TrainingError
 from vla.training.order import generator, split_episodes
 
@@ -47,6 +50,11 @@ class Prepared:
         frames = {"train_frames": len(self.train_index), "validation_frames": len(self.val_index)}
         return {"data": self.digest, **frames, "cameras": list(self.cameras)}
 
+    @property
+    def embodiment(self) -> dict[str, Any]:
+        """The robot as the data names it, for the record of the model; see `vla.embodiment`."""
+        return Embodiment.of(self.dataset.info).to_table()
+
     def write_assets(self, folder: Path) -> None:
         """Write statistics and tokenizer into a checkpoint."""
         from vla.transforms.stats import save_stats
@@ -63,8 +71,11 @@ def prepare(
     stats: Any | None = None,
     note: Callable[[str], None] = print,
     checkpoint: Path | None = None,
+    allow_change: bool = False,
 ) -> Prepared:
     """Open and check everything. Statistics and tokenizer come from `checkpoint` when one is resumed.
+
+    With `allow_change` a model is fine-tuned on data of another robot than it was trained on; what differs is noted.
 
     Raises:
         TrainingError: `stats` are not those of the checkpoint.
@@ -79,6 +90,8 @@ def prepare(
     dataset = open_data(data, variant)
     variant = for_robot_of(variant, dataset, note)
     check_fit(variant, dataset)
+    if checkpoint is None:
+        check_same_robot(model, dataset, allow_change, note)
     train_episodes, val_episodes = split_episodes(config.seed, len(dataset.episodes), _held_out(config, dataset))
     if checkpoint is not None:
         stored = load_stats(checkpoint / STATS)
@@ -178,6 +191,24 @@ def check_fit(variant: Variant, dataset: Any) -> None:
             got=", ".join(f"{key}: data {width}, model {getattr(spec, key)}" for key, width in wide.items()),
             fix="build the variant with " + " ".join(f"--set spec.{key}={width}" for key, width in wide.items()),
         )
+
+
+def check_same_robot(model: Any, dataset: Any, allow_change: bool, note: Callable[[str], None] = print) -> None:
+    """Compare data with the embodiment that a model directory has in its record; nothing to compare: nothing to say.
+
+    Raises:
+        DataError: names, units, widths, cameras or rate differ, and that is not allowed.
+    """
+    file = None if isinstance(model, Variant) else Path(model).expanduser() / RECORD
+    if file is None or not file.is_file():
+        return
+    mine = Embodiment.from_table(json.loads(file.read_text()).get("embodiment"))
+    theirs = Embodiment.of(dataset.info)
+    if not allow_change:
+        fix = f"if it means the same, set what the data should say, e.g. --set data.stride=2: {ways_out(mine, theirs)}"
+        check_same(mine, theirs, "the model", "the data", f"{fix}; to train for another robot: --allow-change")
+    for difference in differences(mine, theirs):
+        note(f"the model was trained for another robot: {difference} in the data")
 
 
 def mixture_shares(dataset: Any, index: np.ndarray) -> tuple[tuple[int, float], ...]:
