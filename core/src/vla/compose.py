@@ -266,13 +266,17 @@ _WAYS = f"give a {VARIANT_FILE} or the folder of one; to make one: vla build ...
 
 
 def read_variant(path: str | Path) -> Variant:
-    """The variant in a TOML file or in a model directory.
+    """The variant in a TOML file, in a model directory, or of a training run (`vla.runs`).
 
     Raises:
         StoreError: there is no such file, or it is not a variant file.
         PartError: a part it names is not installed (says which distribution to install).
     """
-    file = Path(path)
+    from vla.runs import checkpoint_variant, find_model, is_checkpoint
+
+    file = find_model(path)
+    if is_checkpoint(file):
+        return checkpoint_variant(file)
     if file.is_dir():
         file = file / VARIANT_FILE
         if not file.exists():

@@ -235,7 +235,7 @@ def open(
     """Open a model directory for inference.
 
     Args:
-        folder: the model directory.
+        folder: the model directory; a training run stands for its model, `RUN@STEP` for one of its checkpoints.
         framework: "torch" or "jax"; the weights serve both.
         device: e.g. "cpu", "cuda"; default: an accelerator when there is one.
         precision: "float32" or "bfloat16" (compute; weights stay float32).
@@ -248,7 +248,7 @@ def open(
         SettingsError: a framework that is unknown, not installed, or that a part does not run in.
     """
     model = open_model(folder, verify=verify)
-    return _policy(model, model.weights, framework, device, precision, seed, default_prompt, num_steps, temperature)
+    return _policy(model, model.read(), framework, device, precision, seed, default_prompt, num_steps, temperature)
 
 
 def untrained(
@@ -262,8 +262,8 @@ def untrained(
 
 
 def _policy(
-    model: ModelDir, weights: Path | None, framework: str, device: str | None, precision: str, seed: int,
-    default_prompt: str | None, num_steps: int | None, temperature: float,
+    model: ModelDir, weights: Mapping[str, np.ndarray] | None, framework: str, device: str | None, precision: str,
+    seed: int, default_prompt: str | None, num_steps: int | None, temperature: float,
 ) -> Policy:  # fmt: skip
     if framework not in FRAMEWORKS:
         raise SettingsError("unknown framework", field="framework", got=framework, expected=list(FRAMEWORKS))
@@ -291,7 +291,9 @@ def _policy(
             got=error.name,
             fix=f"pip install 'vla-core[{framework}]'",
         ) from error
-    runner = load(model.variant, weights, device=device, precision=precision, seed=seed)
+    runner = load(
+        model.variant, weights, device=device, precision=precision, seed=seed, source=str(model.weights)
+    )
     return Policy(
         model, runner, seed=seed, default_prompt=default_prompt, num_steps=num_steps, temperature=temperature
     )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,11 @@ class ModelDir:
     tokenizer: Any  # vla.tokenizer.Tokenizer
     record: Mapping[str, Any] = field(factory=dict)
     digest: str = ""  # SHA-256 of the manifest: the identity of this model
+    reader: Callable[[], dict[str, np.ndarray]] | None = None  # of weights that are in several files (a checkpoint)
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Torch name -> array."""
+        return self.reader() if self.reader else read_weights(self.weights)
 
 
 # ---- the model directory --------------------------------------------------------------------------------------------
@@ -100,11 +105,17 @@ def write_model(
 def open_model(folder: str | Path, *, verify: bool = True) -> ModelDir:
     """Open a model directory: check its files, resolve its parts, read statistics and tokenizer. No weight is read.
 
+    The folder of a training run stands for its model, `RUN@STEP` for one of its checkpoints (`vla.runs`).
+
     Raises:
         StoreError: it is not a model directory, a file is missing or damaged.
         PartError: a part is not installed; the message names the distribution to install.
     """
-    folder = Path(folder).expanduser()
+    from vla.runs import find_model, is_checkpoint, open_checkpoint
+
+    folder = find_model(folder)
+    if is_checkpoint(folder):
+        return open_checkpoint(folder, verify=verify)
     if not folder.is_dir():
         raise StoreError("no such model directory", field=str(folder), fix="train one (vla train) or run vla demo")
     if not (folder / VARIANT).is_file():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from vla.contracts import DecodeGrammar, Observation
 from vla.errors import SettingsError
 from vla.jax_kit.model import VLA, abstract_model, build_model, load_weights, sample, split, weights_of
 from vla.params import shapes, table
-from vla.store import check_names, read_header, read_weights
+from vla.store import check_names
 
 
 class Runner:
@@ -55,11 +55,12 @@ class Runner:
 
 
 def load(
-    variant: Any, weights: Path | None, *, device: str | None = None, precision: str = "float32", seed: int = 0
-) -> Runner:
+    variant: Any, weights: Mapping[str, np.ndarray] | None, *, device: str | None = None,
+    precision: str = "float32", seed: int = 0, source: str = "the weights",
+) -> Runner:  # fmt: skip
     """The model of a variant with its weights; fresh ones from `seed` when `weights` is None.
 
-    Names and shapes are compared with the file's header before anything is allocated.
+    Names and shapes are compared with the arrays' before anything is allocated; `source` is for messages.
 
     Raises:
         StoreError: the weights are not those of this variant.
@@ -69,10 +70,9 @@ def load(
     with jax.default_device(where):
         if weights is None:
             return Runner(build_model(variant, seed), variant, where, precision)
-        found = {name: shape for name, (_, shape) in read_header(weights).items()}
-        check_names(shapes(table(variant)), found, weights)
+        check_names(shapes(table(variant)), {name: tuple(array.shape) for name, array in weights.items()}, source)
         model = abstract_model(variant)
-        load_weights(model, variant, read_weights(weights))
+        load_weights(model, variant, weights)
         return Runner(model, variant, where, precision)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from vla.contracts import DecodeGrammar, Observation
 from vla.errors import SettingsError
-from vla.store import check_names, read_header, read_weights
+from vla.store import check_names
 from vla.torch_kit.model import VLA, build_model, load_weights, observation_to, weights_of
 
 
@@ -53,11 +53,12 @@ class Runner:
 
 
 def load(
-    variant: Any, weights: Path | None, *, device: str | None = None, precision: str = "float32", seed: int = 0
-) -> Runner:
+    variant: Any, weights: Mapping[str, np.ndarray] | None, *, device: str | None = None,
+    precision: str = "float32", seed: int = 0, source: str = "the weights",
+) -> Runner:  # fmt: skip
     """The model of a variant with its weights; fresh ones from `seed` when `weights` is None.
 
-    Names and shapes are compared with the file's header before anything is allocated.
+    Names and shapes are compared with the arrays' before anything is allocated; `source` is for messages.
 
     Raises:
         StoreError: the weights are not those of this variant.
@@ -71,10 +72,10 @@ def load(
     with torch.device("meta"):
         model = build_model(variant)
     expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    check_names(expected, {name: shape for name, (_, shape) in read_header(weights).items()}, weights)
+    check_names(expected, {name: tuple(array.shape) for name, array in weights.items()}, source)
     with _Undrawn():
         model = build_model(variant).float()
-    load_weights(model, variant, read_weights(weights))
+    load_weights(model, variant, weights)
     return Runner(model, variant, where, precision)
 
 

@@ -231,7 +231,7 @@ class _Run:
         arrays = self.engine.state()
         if self.rank != 0:
             return
-        state = {"config": self.config.to_dict(), "variant": self.prepared.variant.to_toml(), **self.prepared.facts()}
+        state = {**self._record(), "variant": self.prepared.variant.to_toml()}
         try:
             self.saved = checkpoints.save_checkpoint(self.out, step, arrays, state, self.prepared.write_assets)
             self.save_failure = None
@@ -240,6 +240,12 @@ class _Run:
         except StoreError as error:
             self.save_failure = error
             self.tell("note", {"step": step, "text": f"no checkpoint at step {step}; training goes on\n{error}"})
+
+    def _record(self) -> dict[str, Any]:
+        """Plain facts of the run, for checkpoints and for the model."""
+        p = self.prepared
+        where = {"source": p.source, "embodiment": p.embodiment}
+        return {"config": self.config.to_dict(), **p.facts(), **where}
 
     def _rescue(self, step: int, error: BaseException) -> None:
         """Before an error leaves the loop: keep the steps made so far, unless they are the problem."""
@@ -269,8 +275,7 @@ class _Run:
                 lora.write_adapter(temp, p.variant, self.engine.adapters, weights, self.config)
                 p.write_assets(temp)
             weights = lora.merged(weights, self.engine.adapters)
-        where = {"source": p.source, "embodiment": p.embodiment}
-        record = {"steps": step, "config": self.config.to_dict(), **p.facts(), **where}
+        record = {"steps": step, **self._record()}
         return save_model(self.out / MODEL, p.variant, weights, p.stats, p.tokenizer, record=record, overwrite=True)
 
 

@@ -214,7 +214,7 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path, *, ove
     trained = read_weights(folder / WEIGHTS)
     cover(trained_names(adapters, variant, config), trained, f"{folder / WEIGHTS} does not fit its variant")
     model = open_model(base)
-    weights = read_weights(model.weights)
+    weights = model.read()
     cover(shapes(table(variant)), weights, f"{base} is not the model that the adapter was trained on")
     fixed = {name: array for name, array in weights.items() if name not in trained}
     if digest(fixed) != facts["base"]:

@@ -20,7 +20,8 @@ from vla.datasets import ways_out
 from vla.embodiment import Embodiment, check_same, differences
 from vla.errors import DataError, StoreError
 from vla.registry import listed
-from vla.store import ASSETS, RECORD, STATS, WEIGHTS, open_model, read_weights
+from vla.runs import find_model, is_checkpoint
+from vla.store import ASSETS, RECORD, STATS, WEIGHTS, open_model
 from vla.training.config import TrainConfig, TrainingError
 from vla.training.order import generator, split_episodes
 
@@ -120,10 +121,10 @@ def open_start(model: Any) -> tuple[Variant, Mapping[str, np.ndarray] | None, An
     """(variant, weights, statistics, tokenizer) of what training starts from; the last three may be None."""
     if isinstance(model, Variant):
         return model, None, None, None
-    path = Path(model).expanduser()
-    if path.is_dir() and (path / WEIGHTS).is_file():
+    path = find_model(model)
+    if is_checkpoint(path) or (path.is_dir() and (path / WEIGHTS).is_file()):
         opened = open_model(path)
-        return opened.variant, read_weights(opened.weights), opened.stats, opened.tokenizer
+        return opened.variant, opened.read(), opened.stats, opened.tokenizer
     if path.is_dir() and (path / VARIANT_FILE).is_file():
         return read_variant(path / VARIANT_FILE), None, None, None
     if path.is_file():

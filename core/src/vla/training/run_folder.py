@@ -14,12 +14,11 @@ from typing import Any
 
 from vla.compose import variant_from_toml
 from vla.files import refuse_taken
+from vla.runs import MODEL
 from vla.training import checkpoints, lora
 from vla.training.config import TrainConfig, TrainingError, changes
 from vla.training.metrics import FILE
 from vla.training.prepare import Prepared
-
-MODEL = "model"
 
 
 def check_folder(out: Path, resume: bool, overwrite: bool, config: TrainConfig) -> None:
