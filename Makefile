@@ -12,12 +12,13 @@ VENV ?= .venv
 JOBS ?= 2
 PYTHON312 ?= python3.12
 LEROBOT ?= .venv-lerobot
+RELEASE ?= .venv-release
 CHECK := plugins/datasets/lerobot/interop/check.py
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: install demo test test-all lint format bench interop clean
+.PHONY: install demo test test-all lint format bench interop release-check smoke clean
 
 install: $(STAMP)
 
@@ -65,5 +66,18 @@ interop: $(STAMP)
 	$(BIN)/python $(CHECK) compare $(LEROBOT)/sets
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m goldens $(ARGS)
 
+# A dry run of a release: versions, wheels built twice with equal bytes, metadata, bill of materials, licences. Uploads nothing.
+release-check: $(RELEASE)/.installed
+	$(RELEASE)/bin/python scripts/release_check.py $(ARGS)
+
+# Every verb from wheels in a fresh environment: make smoke FRAMEWORK=torch (or jax, both, neither)
+smoke: $(RELEASE)/.installed
+	PIP_ARGS="$(PIP_ARGS)" $(RELEASE)/bin/python scripts/smoke.py --framework $(or $(FRAMEWORK),torch) --python $(PYTHON) $(ARGS)
+
+$(RELEASE)/.installed:
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check "hatchling>=1.24" "twine>=6" "cyclonedx-bom>=5" "pip-licenses>=5"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(LEROBOT) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LEROBOT) $(RELEASE) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
