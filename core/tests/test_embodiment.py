@@ -158,7 +158,9 @@ def test_a_mixture_of_two_meanings_is_refused_and_the_way_out_works():
 def test_a_model_is_not_fine_tuned_on_another_robot_unasked(tmp_path):
     import json
 
-    (tmp_path / "record.json").write_text(json.dumps({"embodiment": {"action_dim": 1, "action_names": ["x"], "hz": 10}}))
+    (tmp_path / "record.json").write_text(
+        json.dumps({"embodiment": {"action_dim": 1, "action_names": ["x"], "hz": 10}})
+    )
     data = Counting((4,), 20.0, action_names=("y",))
     with pytest.raises(DataError, match="action_names(.|\n)*hz: 10 in the model, 20 in the data(.|\n)*--allow-change"):
         check_same_robot(tmp_path, data, False)

@@ -45,7 +45,7 @@ def stats(
         )
     of_variant, of_data = split_sets(set, "data")
     dataset = open_dataset(data, of_data)
-    variant = _variant(model, robot, of_variant, dataset.info.robot)
+    variant = _variant(model, robot, of_variant, dataset)
     steps = horizon or variant.spec.action_horizon
     summaries = summarise(dataset, variant, steps)
     info, adapter, norm = dataset.info, variant.parts["robot"], variant.spec.norm
@@ -79,19 +79,17 @@ def stats(
     return 0
 
 
-def _variant(model: str, robot: str, set: Mapping[str, Any], recorded: str) -> Any:
-    from vla import registry
+def _variant(model: str, robot: str, set: Mapping[str, Any], dataset: Any) -> Any:
+    """The variant that the statistics are for, with the adapter that training would take."""
     from vla.compose import build
+    from vla.training.prepare import for_robot_of
 
-    if model:
-        return build(base=model, robot=robot or None, set=set)
+    variant = build(base=model or None, robot=robot or None, set=set)
     if not robot:
-        known = {item.name for item in registry.listed("robot")}
-        robot = recorded if recorded in known else "plain"
-        console.note(
-            f"robot adapter: {robot}" + ("" if robot == recorded else " (the dataset names none that is installed)")
-        )
-    return build(robot=robot, set=set)
+        variant = for_robot_of(variant, dataset, console.note)
+    if not robot and not model and variant.parts["robot"].part.name == "plain":
+        console.note("robot adapter: plain (the dataset names none that is installed)")
+    return variant
 
 
 def main(argv: list[str]) -> int:

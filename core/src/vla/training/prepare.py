@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from attrs import frozen
+from attrs import asdict, frozen
 
 from vla.compose import VARIANT_FILE, Variant, build, read_variant
 from vla.contracts import check_observation, observation_from
 from vla.datasets import ways_out
 from vla.embodiment import Embodiment, check_same, differences
-from vla.errors import DataError, StoreError
+from vla.errors import DataError, SettingsError, StoreError
+from vla.fitting import MisfitError
 from vla.registry import listed
 from vla.runs import find_model, is_checkpoint
 from vla.store import ASSETS, RECORD, STATS, WEIGHTS, open_model
@@ -89,7 +90,9 @@ def prepare(
 
     variant, weights, own_stats, tokenizer = open_start(model)
     dataset = open_data(data, variant)
-    variant = for_robot_of(variant, dataset, note)
+    before, variant = variant, for_robot_of(variant, dataset, note)
+    if variant is not before:
+        own_stats = None  # they are of values that the adapter has not converted
     check_fit(variant, dataset)
     if checkpoint is None:
         check_same_robot(model, dataset, allow_change, note)
@@ -152,13 +155,38 @@ def _source(data: Any, dataset: Any) -> Any:
 
 
 def for_robot_of(variant: Variant, dataset: Any, note: Callable[[str], None] = print) -> Variant:
-    """The variant with the adapter of the dataset's robot, if it has none of its own (`plain`, untouched)."""
+    """The variant with the adapter of the dataset's robot in the place of `plain`; what was set of it is kept.
+
+    Raises:
+        SettingsError: the adapter has no such setting; one of the two would be lost.
+        MisfitError: the adapter does not fit the variant.
+    """
     theirs, mine = getattr(dataset.info, "robot", ""), variant.parts["robot"]
-    untouched = mine.part.name == "plain" and mine.settings == mine.part.settings()
-    if not untouched or not any(item.name == theirs for item in listed("robot")):
+    if mine.part.name != "plain" or theirs == "plain" or not any(item.name == theirs for item in listed("robot")):
         return variant
+    usual = asdict(mine.part.settings())
+    changed = {name: value for name, value in asdict(mine.settings).items() if value != usual[name]}
+    try:
+        adapted = build(base=variant, robot=theirs, name=variant.name)
+    except MisfitError as error:  # no other adapter is advised: the data is of this robot
+        swaps = [change for change in error.swaps if change.path != "robot"]
+        pairs = [pair for pair in error.pairs if "robot" not in (change.path for change in pair)]
+        raise MisfitError(list(error.misfits), swaps, error.settings, pairs) from error
+    offers = adapted.parts["robot"].offers
+    changed = {name: value for name, value in changed.items() if offers.get(name) != value}  # its own widths
+    try:
+        sets = {f"robot.{name}": list(v) if isinstance(v, tuple) else v for name, v in changed.items()}
+        adapted = build(base=adapted, set=sets, name=variant.name)
+    except SettingsError as error:
+        raise SettingsError(
+            f"the data was recorded on {theirs!r}, and the adapter of that robot does not take these settings",
+            field=", ".join(sets),
+            got=", ".join(map(str, sets.values())),
+            expected=f"settings of {theirs!r}: {', '.join(asdict(adapted.parts['robot'].settings))}",
+            fix="leave them out; or, if this data needs no conversion, say so: --set data.robot=plain",
+        ) from error
     note(f"robot adapter: {theirs} (the data was recorded on it)")
-    return build(base=variant, robot=theirs, name=variant.name)
+    return adapted
 
 
 def check_fit(variant: Variant, dataset: Any) -> None:
