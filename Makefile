@@ -1,5 +1,7 @@
 # make demo    the whole story on this machine: demonstrations, training, a policy that acts, a page that shows it
-# make test    lint, types and tests, as the CI runs them
+# make test    lint, types and the fast tests
+# make test-slow    the tests that make test leaves out; the CI runs both, one after the other
+# make test-isa     the fast tests under the instruction sets of other processors, and with 1 and 2 threads
 # The first call makes .venv with plain pip; later calls reuse it until a pyproject.toml or the requirements change.
 #
 # PYTHON=python3.12   the interpreter for .venv (3.11 to 3.13)
@@ -18,7 +20,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: install demo test test-all lint format bench interop release-check smoke clean
+.PHONY: install demo test test-slow test-all test-isa lint format bench interop release-check smoke clean
 
 install: $(STAMP)
 
@@ -41,8 +43,14 @@ demo: $(STAMP)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m "not slow" $(ARGS)
 
-test-all: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup $(ARGS)
+test-slow: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup -m slow $(ARGS)
+
+test-all: test test-slow
+
+# No computed float is the same on every processor. ARGS="-m slow" for the others.
+test-isa: $(STAMP)
+	PYTHON=$(BIN)/python sh scripts/test-isa $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,30 +1,22 @@
 """openpi's stored tokenizer outputs, case by case: tokens, masks and decoded actions."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+from shared_data import GOLDENS, SHARED, needs
 
 from vla.compose import resolve
 from vla.contracts import Spec
 from vla.errors import DecodeError
 from vla.id_map import IdMap
+from vla.testing.closeness import close
 from vla.tokenizer import Tokenizer, open_tokenizer
 
-ROOT = Path(__file__).parents[1].parent / "shared"
-SHARED = Path(os.environ.get("VLA_SHARED", ROOT))
-GOLDENS = Path(os.environ.get("VLA_GOLDENS", SHARED / "goldens")) / "tokenizers"
 MODEL = SHARED / "data" / "paligemma_tokenizer" / "tokenizer.model"
-FILE = GOLDENS / "openpi_tokenizers.npz"
+FILE = GOLDENS / "tokenizers" / "openpi_tokenizers.npz"
 
-pytestmark = [
-    pytest.mark.goldens,
-    pytest.mark.skipif(
-        not FILE.is_file() or not MODEL.is_file(), reason="no tokenizer goldens: set VLA_GOLDENS and VLA_SHARED"
-    ),
-]
+pytestmark = [pytest.mark.goldens, needs(FILE, MODEL)]
 
 
 def cases():
@@ -52,7 +44,7 @@ def open_case():
         kind, text = case["tokenizer"], {"part": "paligemma", "model": str(MODEL)}
         tree = {
             "paligemma": text | {"prompt": case["format"]},
-            "fast": {"part": "fast", "text": text, "source": str(GOLDENS / "fast")},
+            "fast": {"part": "fast", "text": text, "source": str(GOLDENS / "tokenizers" / "fast")},
             "binning": {"part": "binning", "text": text, "preset": "openpi"},
         }[kind]
         key = (kind, case["format"] if kind == "paligemma" else "")
@@ -103,12 +95,12 @@ def test_extracted_actions(case, arrays, open_case):
             with pytest.raises(DecodeError):
                 tokenizer.decode(tokens, *shape, mode=mode)
         return
-    assert np.abs(tokenizer.decode(tokens, *shape, mode="openpi") - want).max() < 1e-6
+    close(tokenizer.decode(tokens, *shape, mode="openpi"), want, 1e-6)
     if case["name"] in REFUSED:
         with pytest.raises(DecodeError, match=REFUSED[case["name"]]):
             tokenizer.decode(tokens, *shape)
     else:
-        assert np.abs(tokenizer.decode(tokens, *shape) - want).max() < 1e-6
+        close(tokenizer.decode(tokens, *shape), want, 1e-6)
 
 
 def test_ids_do_not_go_through_text(open_case):

@@ -1,7 +1,6 @@
 """openpi's checkpoints become model directories: the stored ones, and ones written here in every form openpi writes."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -10,17 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shared_data import GOLDENS, needs
 
 from vla.errors import StoreError
 from vla.interop import openpi
 from vla.interop.openpi import find_stats, import_openpi, open_checkpoint
 from vla.params import from_jax, other_shapes, shapes, table, to_jax, to_other
+from vla.testing.closeness import close
 
 ts = pytest.importorskip("tensorstore")
 
 ROOT = Path(__file__).parents[1]
-GOLDENS = Path(os.environ.get("VLA_GOLDENS", ROOT.parent / "shared" / "goldens")) / "openpi"
-CASES = sorted(p.parent for p in GOLDENS.glob("*/case.json"))
+CASES = sorted(p.parent for p in (GOLDENS / "openpi").glob("*/case.json"))
 SET = {
     "backbone.vision": {"part": "siglip", "width": 16, "depth": 2, "mlp_dim": 24, "num_heads": 2, "patch_size": 8},
     "backbone.llm.width": 16, "backbone.llm.depth": 3, "backbone.llm.mlp_dim": 20, "backbone.llm.num_heads": 4,
@@ -71,8 +71,8 @@ def made(type, seed=0):
 
 
 @pytest.mark.goldens
-@pytest.mark.skipif(not CASES, reason="no stored openpi checkpoints (VLA_GOLDENS)")
-@pytest.mark.parametrize("case", CASES, ids=lambda p: p.name)
+@needs(GOLDENS / "openpi", found=bool(CASES))
+@pytest.mark.parametrize("case", CASES or [None], ids=lambda p: p.name if p else "none")
 def test_stored_checkpoints_import_bit_for_bit(case):
     sizes = json.loads((case / "case.json").read_text())
     variant, weights = import_openpi(case, spec={"action_horizon": sizes["action_horizon"]})
@@ -232,7 +232,7 @@ def test_lora_weights_are_merged_as_openpi_applies_them(tmp_path, alpha, rslora,
             want = hidden @ mlps["linear"] + hidden @ mlps["linear_lora_a"] @ mlps["linear_lora_b"]
             cases.append((want, hidden @ done[f"PaliGemma/llm/layers/mlp{e}/linear"][l]))
             for want, got in cases:
-                np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+                close(got, want, 1e-5)
     plain = [n for n in weights if not re.search(r"layers.*\.(q|k|v|o|gate|up|down)\.weight", n) or "vision" in n]
     assert plain and all(read[n].tobytes() == weights[n].tobytes() for n in plain)
 
@@ -254,7 +254,7 @@ def test_lora_of_either_expert_over_frozen_bfloat16(tmp_path, type):
     a, b = (full[f"PaliGemma/llm/layers/mlp/linear_lora_{x}"][1] for x in "ab")
     assert read[name].dtype == np.float32
     want = weights[name].astype(ml_dtypes.bfloat16).astype(np.float32) + (a @ b).T
-    np.testing.assert_allclose(read[name], want, atol=1e-5)
+    close(read[name], want, 1e-5)
 
 
 def test_the_verb_says_what_it_merged(tmp_path, capsys):
@@ -376,7 +376,7 @@ def test_statistics_come_along(tmp_path, capsys):
     written = json.loads((tmp_path / "model" / "norm_stats.json").read_text())["norm_stats"]
     for key in ("state", "actions"):
         for name, values in row.items():
-            np.testing.assert_allclose(written[key][name], values)
+            close(written[key][name], values, 1e-7)
 
 
 def test_marks_are_leaves_of_their_types():

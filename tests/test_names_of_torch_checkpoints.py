@@ -1,21 +1,18 @@
 """The `hf` tables name every tensor of the stored PyTorch checkpoints of openpi's port and of LeRobot."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+from shared_data import GOLDENS, needs
 
 from vla.compose import build
 from vla.interop.paligemma import standard_tree
 from vla.params import cover, other_shapes, shapes, table, to_other, to_torch
 from vla.store import read_weights
 
-ROOT = Path(__file__).parents[1]
-GOLDENS = Path(os.environ.get("VLA_GOLDENS", ROOT.parent / "shared" / "goldens")) / "torch"
-FILES = sorted(GOLDENS.glob("*/*/*/model.safetensors"))
-pytestmark = [pytest.mark.goldens, pytest.mark.skipif(not FILES, reason="no stored PyTorch checkpoints (VLA_GOLDENS)")]
+FILES = sorted((GOLDENS / "torch").glob("*/*/*/model.safetensors"))
+pytestmark = [pytest.mark.goldens, needs(GOLDENS / "torch", found=bool(FILES))]
 
 
 def variant_for(case, state_dim, action_dim):
@@ -27,7 +24,7 @@ def variant_for(case, state_dim, action_dim):
     return build(type=case["kind"], set=sizes)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parts[-4]}-{f.parts[-3]}")
+@pytest.mark.parametrize("file", FILES or [None], ids=lambda f: f"{f.parts[-4]}-{f.parts[-3]}" if f else "none")
 def test_every_tensor_has_a_row(file):
     case = json.loads((file.parents[1] / "case.json").read_text())
     tensors = read_weights(file)

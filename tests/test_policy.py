@@ -11,6 +11,7 @@ from vla import files, store
 from vla.cli import main
 from vla.errors import DataError, PartError, SettingsError, StoreError
 from vla.policy import ActionError, Policy, untrained
+from vla.testing.closeness import close
 from vla.tokenizer import open_tokenizer
 from vla.transforms.stats import Stats
 
@@ -63,7 +64,11 @@ def saved(tmp_path_factory):
 def observation(seed=0, **changes):
     rng = np.random.default_rng(seed)
     images = {c: rng.integers(0, 255, (40, 48, 3), dtype=np.uint8) for c in CAMERAS}
-    return {"images": images, "state": rng.normal(size=STATE).astype(np.float32), "prompt": "touch the red block"} | changes
+    return {
+        "images": images,
+        "state": rng.normal(size=STATE).astype(np.float32),
+        "prompt": "touch the red block",
+    } | changes
 
 
 @pytest.mark.parametrize(("head", "tokenizer"), [("ki", "fast"), ("flow", "paligemma"), ("ar", "fast")])
@@ -84,7 +89,7 @@ def test_one_directory_serves_both_frameworks(saved):
     rows = [observation(i) for i in range(2)]
     answers = [vla.open(saved[1], f).infer_batch(rows, seeds=[1, 2]) for f in ("torch", "jax")]
     for ours, theirs in zip(*answers, strict=True):
-        np.testing.assert_allclose(ours["actions"], theirs["actions"], atol=2e-4)
+        close(ours["actions"], theirs["actions"], 2e-4)
 
 
 def test_the_same_seed_gives_the_same_chunk_and_another_another(saved):
@@ -117,7 +122,7 @@ def test_a_batch_is_its_rows(saved):
     rows = [observation(i, prompt=p) for i, p in enumerate(["touch the red block", "go", "lift the blue block now"])]
     together = policy.infer_batch(rows, seeds=[4, 5, 6])
     for row, seed, answer in zip(rows, (4, 5, 6), together, strict=True):
-        np.testing.assert_allclose(policy.infer(row, seed=seed)["actions"], answer["actions"], atol=2e-5)
+        close(policy.infer(row, seed=seed)["actions"], answer["actions"], 2e-5)
     assert policy.infer_batch([]) == []
 
 
@@ -146,7 +151,16 @@ def test_the_default_instruction(saved):
         ({"images": {**observation()["images"], "ceiling": np.zeros((32, 32, 3), np.uint8)}}, "ceiling"),
         ({"images": {c: np.zeros((32, 32), np.uint8) for c in CAMERAS}}, "image"),
     ],
-    ids=["no instruction", "wide state", "narrow state", "NaN state", "missing camera", "no camera", "unknown camera", "grey"],
+    ids=[
+        "no instruction",
+        "wide state",
+        "narrow state",
+        "NaN state",
+        "missing camera",
+        "no camera",
+        "unknown camera",
+        "grey",
+    ],
 )
 def test_a_bad_observation_is_one_clear_error(saved, change, words):
     obs = observation() | change

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shared_data import needs
 
 for needed in ("torch", "jax", "av", "vla_dataset_lerobot", "vla_head_ki", "vla_tokenizer_fast"):
     pytest.importorskip(needed)
@@ -17,7 +18,7 @@ _spec = importlib.util.spec_from_file_location("bench_real_data", _path)
 study = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(study)
 
-pytestmark = pytest.mark.skipif(not study.DATA.is_dir(), reason=f"no data at {study.DATA} (VLA_SHARED)")
+pytestmark = needs(study.DATA)
 ONE_LAYER = {"backbone.vision.depth": 1, "backbone.llm.depth": 1}
 STEPS, ALONE = 8, 40
 

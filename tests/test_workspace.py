@@ -1,5 +1,6 @@
 """The repository as a whole: every plugin is listed everywhere, one version, tests where pytest can live with them."""
 
+import ast
 import re
 import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
@@ -135,3 +136,44 @@ def test_no_machine_paths_in_the_code():
         if p.is_file() and p.suffix in (".py", ".toml", ".md", ".txt", "") and needle in p.read_text(errors="ignore")
     ]
     assert not found
+
+
+TEST_FILES = sorted(
+    file
+    for pattern in ("core/tests/*.py", "plugins/*/*/tests/*.py", "tests/**/*.py", "core/src/vla/testing/*.py")
+    for file in ROOT.glob(pattern)
+)
+
+
+def without_scale(tree):
+    """Lines that compare floats by an absolute difference: another processor, or smaller values, and they say nothing."""
+    negated = {id(node.operand) for node in ast.walk(tree) if isinstance(node, ast.UnaryOp)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            words = {keyword.arg for keyword in node.keywords}
+            if (
+                (name == "assert_allclose" and ("atol" in words or "rtol" not in words))
+                or name == "assert_close"  # torch.testing: 1e-5 of whatever it is
+                or (name == "allclose" and id(node) not in negated)
+                or (name == "approx" and "abs" in words)
+            ):
+                yield node.lineno
+        elif isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.Lt, ast.LtE)):
+            bound = node.comparators[0]
+            small = isinstance(bound, ast.Constant) and isinstance(bound.value, float) and bound.value <= 1e-3
+            if small and any(getattr(n, "attr", getattr(n, "id", "")) == "abs" for n in ast.walk(node.left)):
+                yield node.lineno
+
+
+@pytest.mark.parametrize(
+    "line", ["np.allclose(a, b)", "assert np.abs(a - b).max() < 1e-6", "assert_allclose(a, b, atol=1)"]
+)
+def test_an_absolute_comparison_is_seen(line):
+    assert list(without_scale(ast.parse(line))) == [1]
+
+
+def test_no_test_compares_floats_without_a_scale():
+    """`vla.testing.closeness.close` has one; equal bits are for what is copied, or computed twice by one program."""
+    found = {str(file.relative_to(ROOT)): list(without_scale(ast.parse(file.read_text()))) for file in TEST_FILES}
+    assert len(found) > 100 and not {file: lines for file, lines in found.items() if lines}

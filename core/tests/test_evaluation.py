@@ -17,6 +17,7 @@ from vla.evaluation import baselines, rollout, summary, video
 from vla.evaluation.baselines import MeanAction, NearestNeighbour
 from vla.evaluation.results import Episode, Evaluation, compare, wilson
 from vla.parts import Part
+from vla.testing.closeness import close
 from vla.transforms.images import resize_with_pad
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -266,7 +267,7 @@ def test_the_mean_action_is_the_mean():
             return np.array([[1.0, 0.0], [0.0, 0.5], [0.5, 0.1]], np.float32)
 
     answer = MeanAction(Demonstrations(), horizon=2).infer_batch([{}, {}])
-    np.testing.assert_allclose(answer[1]["actions"], [[0.5, 0.2], [0.5, 0.2]], atol=1e-7)
+    close(answer[1]["actions"], [[0.5, 0.2], [0.5, 0.2]], 1e-7)
 
 
 def recorded(folder, episodes=6, length=9, prompts=("go left", "go right"), video=False):
@@ -403,9 +404,9 @@ def test_nothing_demonstrated_is_said(demonstrations):
 
 def test_wilson_against_values_from_a_table():
     # Brown, Cai and DasGupta 2001; R's prop.test(correct=FALSE) gives the same.
-    np.testing.assert_allclose(wilson(8, 10), (0.4901625, 0.9433178), atol=1e-6)
-    np.testing.assert_allclose(wilson(0, 20), (0.0, 0.1611252), atol=1e-6)
-    np.testing.assert_allclose(wilson(50, 50), (0.9286524, 1.0), atol=1e-6)
+    close(wilson(8, 10), (0.4901625, 0.9433178), 1e-6)
+    close(wilson(0, 20), (0.0, 0.1611252), 1e-6)
+    close(wilson(50, 50), (0.9286524, 1.0), 1e-6)
     with pytest.raises(ValueError, match="3 successes in 2"):
         wilson(3, 2)
 
@@ -416,7 +417,7 @@ def test_wilson_holds_the_rate_and_is_symmetric(pair):
     k, n = pair
     low, high = wilson(k, n)
     assert 0 <= low <= k / n <= high <= 1
-    np.testing.assert_allclose(wilson(n - k, n), (1 - high, 1 - low), atol=1e-12)
+    close(wilson(n - k, n), (1 - high, 1 - low), 1e-12)
 
 
 def test_mcnemar_is_exact():

@@ -12,6 +12,7 @@ from vla.contracts import DecodeGrammar  # noqa: E402
 from vla.jax_kit import model as _  # noqa: E402, F401 (registers the records)
 from vla.jax_kit import ops  # noqa: E402
 from vla.layout import Read  # noqa: E402
+from vla.testing.closeness import close  # noqa: E402
 from vla.torch_kit import ops as torch_ops  # noqa: E402
 
 RNG = np.random.default_rng(0)
@@ -28,11 +29,11 @@ def test_chunked_cross_entropy_equals_the_direct_one():
         return (ops.token_nll(hidden, table, targets, chunk) * weights).sum()
 
     direct, chunked = (jax.value_and_grad(loss, (0, 1))(hidden, table, chunk) for chunk in (1 << 25, 200))
-    np.testing.assert_allclose(direct[0], chunked[0], rtol=1e-6)
+    close(direct[0], chunked[0], 1e-6)
     for a, b in zip(direct[1], chunked[1], strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        close(a, b, 1e-5)
     want = torch_ops.token_nll(*map(torch.as_tensor, (hidden, table, targets)))
-    np.testing.assert_allclose(ops.token_nll(hidden, table, targets, 200), want.numpy(), rtol=1e-5, atol=1e-5)
+    close(ops.token_nll(hidden, table, targets, 200), want.numpy(), 1e-5)
 
 
 @pytest.mark.parametrize("kv", [1, 2, 4])
@@ -42,7 +43,7 @@ def test_attention_equals_that_of_pytorch(kv):
     mask[..., 0] = True
     for m in (mask, None):
         want = torch_ops.attend(*map(torch.as_tensor, (q, k, v)), None if m is None else torch.as_tensor(m))
-        np.testing.assert_allclose(ops.attend(q, k, v, m), want.numpy(), atol=2e-6)
+        close(ops.attend(q, k, v, m), want.numpy(), 2e-6)
 
 
 def test_stops_cut_gradients_and_change_no_value():
@@ -52,7 +53,7 @@ def test_stops_cut_gradients_and_change_no_value():
     def out(k, reads):
         return ops.attend_with_stops(q, k, v, mask, reads)
 
-    np.testing.assert_allclose(out(k, reads), out(k, ()), atol=1e-6)
+    close(out(k, reads), out(k, ()), 1e-6)
     of_last = jax.grad(lambda k: out(k, reads)[:, 2:].sum())(jnp.asarray(k))
     assert (np.asarray(of_last)[:, :2] == 0).all() and (np.asarray(of_last)[:, 2:] != 0).any()
     assert (np.asarray(jax.grad(lambda k: out(k, reads)[:, :2].sum())(jnp.asarray(k)))[:, :2] != 0).any()

@@ -44,14 +44,15 @@ def test_two_processes_give_the_curve_of_one(tmp_path, type):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
 
     def start(name, mode, **more):
         command = [sys.executable, "-c", WORKER, str(_path), type, str(tmp_path / name), "4", "torch", mode]
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, env={**env, **more}, **pipes)
 
-    processes = [start("two", "fsdp", RANK=r, LOCAL_RANK=r) for r in "01"] + [start("one", "none")]
+    processes = [start("two", "fsdp", **world, RANK=r, LOCAL_RANK=r) for r in "01"] + [start("one", "none")]
     for process in processes:
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err

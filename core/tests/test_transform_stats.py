@@ -1,8 +1,6 @@
 """Statistics against numpy on the whole data, norm_stats.json, and `vla stats` on real data."""
 
 import json
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from shared_data import SHARED, needs
 
 from vla.errors import DataError, StoreError
+from vla.testing.closeness import close
 from vla.transforms import DeltaActions, FunctionStep, Stats, load_stats, save_stats
 from vla.transforms.quantiles import quantiles, summarise_batches
 from vla.transforms.stats import about_stats, findings, report, summarise
 
-SHARED = Path(os.environ.get("VLA_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 REAL = SHARED / "data/robot/gr00t_picknplace"
 FIELDS = ("mean", "std", "q01", "q99")
 
@@ -27,9 +26,10 @@ def numpy_summary(x):
     return {"mean": x.mean(0), "std": x.std(0), "q01": q[0], "q99": q[1], "min": x.min(0), "max": x.max(0)}
 
 
-def close(got, x, rtol=1e-12, atol=1e-12):
+def same_summary(got, x, bound=1e-12):
+    """Relative to the largest value that was summarised: a mean near zero is a difference of larger numbers."""
     for name, value in numpy_summary(x).items():
-        np.testing.assert_allclose(getattr(got, name), value, rtol=rtol, atol=atol, err_msg=name)
+        close(getattr(got, name), value, bound, name, scale=float(np.abs(x).max(initial=0)))
     assert got.count == len(x)
 
 
@@ -48,12 +48,11 @@ def close(got, x, rtol=1e-12, atol=1e-12):
 def test_equal_to_numpy_however_the_rows_are_cut(x, size):
     got = summarise_batches(lambda: ((x[i : i + size], None) for i in range(0, len(x), size)))
     want = numpy_summary(x)
-    np.testing.assert_allclose(got.q01, want["q01"], rtol=1e-15, atol=0)
-    np.testing.assert_allclose(got.q99, want["q99"], rtol=1e-15, atol=0)
-    np.testing.assert_allclose(got.mean, want["mean"], rtol=1e-9, atol=1e-6)
-    np.testing.assert_allclose(got.std, want["std"], rtol=1e-9, atol=1e-6)
+    largest = float(np.abs(x).max())
+    for name, bound in (("q01", 1e-15), ("q99", 1e-15), ("mean", 1e-12), ("std", 1e-12)):
+        close(getattr(got, name), want[name], bound, name, scale=largest)
     np.testing.assert_array_equal(got.below, (x.astype(np.float64) < got.q01).mean(0))
-    np.testing.assert_allclose(got.above, (x.astype(np.float64) > got.q99).mean(0), atol=1e-15)
+    close(got.above, (x.astype(np.float64) > got.q99).mean(0), 1e-15, scale=1)
 
 
 @settings(deadline=None, max_examples=25)
@@ -63,7 +62,7 @@ def test_equal_to_numpy_however_the_rows_are_cut(x, size):
 )
 def test_counts_are_repetitions(x, counts):
     got = summarise_batches(lambda: [(x[:7], counts[:7]), (x[7:], counts[7:])])
-    close(got, np.repeat(x, counts, axis=0), 1e-9, 1e-6)
+    same_summary(got, np.repeat(x, counts, axis=0))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e20])
@@ -79,7 +78,7 @@ def test_long_tails_ties_and_constants(scale):
         1,
     )
     x = (x * scale).astype(np.float32)
-    close(summarise_batches(lambda: [(x, None)]), x, 1e-12, 1e-12 * scale)
+    same_summary(summarise_batches(lambda: [(x, None)]), x)
 
 
 def test_float64_data_within_the_stated_bound():
@@ -130,15 +129,15 @@ def all_chunks(data, horizon, delta=False):
 def test_actions_of_all_chunks_count_as_often_as_they_occur():
     data = dataset()
     got = summarise(data, (), 5)
-    close(got["actions"], all_chunks(data, 5), 1e-6, 1e-6)
-    close(got["state"], data.states(), 1e-6, 1e-6)
+    same_summary(got["actions"], all_chunks(data, 5), 1e-6)
+    same_summary(got["state"], data.states(), 1e-6)
 
 
 @pytest.mark.parametrize("horizon", [1, 4, 100])
 def test_delta_actions_are_relative_to_the_start_of_each_chunk(horizon):
     data = dataset()
     step = DeltaActions((True, False))
-    close(summarise(data, (step,), horizon)["actions"], all_chunks(data, horizon, True), 1e-6, 1e-6)
+    same_summary(summarise(data, (step,), horizon)["actions"], all_chunks(data, horizon, True), 1e-6)
 
 
 def test_a_step_without_promises_runs_sample_by_sample():
@@ -150,7 +149,7 @@ def test_a_step_without_promises_runs_sample_by_sample():
         return {**d, "actions": np.concatenate([d["actions"][:, :1] - d["state"][0], d["actions"][:, 1:]], 1)}
 
     step = FunctionStep("mine", delta, ("state", "actions"), ("actions",))
-    close(summarise(data, (step,), 4)["actions"], all_chunks(data, 4, True), 1e-6, 1e-6)
+    same_summary(summarise(data, (step,), 4)["actions"], all_chunks(data, 4, True), 1e-6)
     assert set(seen) == {(3,)}
 
 
@@ -162,7 +161,7 @@ def test_blocks_do_not_matter(monkeypatch):
     monkeypatch.setattr(stats, "_CHUNK_VALUES", 8)
     got = summarise(data, (DeltaActions((True, False)),), 4)["actions"]
     for name in FIELDS:
-        np.testing.assert_allclose(getattr(got, name), getattr(want, name), rtol=1e-12, atol=1e-12)
+        close(getattr(got, name), getattr(want, name), 1e-12)
 
 
 def test_constant_dims_and_outliers_are_reported():
@@ -264,7 +263,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 # ---- the verb ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no data at {REAL} (VLA_SHARED)")
+@needs(REAL)
 def test_vla_stats_on_real_robot_data(tmp_path, capsys, monkeypatch):
     from vla.cli import main
     from vla.datasets import open_dataset
@@ -288,12 +287,10 @@ def test_vla_stats_on_real_robot_data(tmp_path, capsys, monkeypatch):
     for key, x in (("state", states), ("actions", np.concatenate(rows))):
         for name, value in numpy_summary(x).items():
             if name in FIELDS:
-                np.testing.assert_allclose(
-                    getattr(stats[key], name), value, rtol=1e-6, atol=1e-6, err_msg=f"{key} {name}"
-                )
+                close(getattr(stats[key], name), value, 1e-6, f"{key} {name}")
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no data at {REAL} (VLA_SHARED)")
+@needs(REAL)
 def test_vla_stats_refuses(tmp_path, capsys):
     from vla.cli import main
 

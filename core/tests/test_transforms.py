@@ -13,6 +13,7 @@ from vla.compose import build
 from vla.contracts import Spec
 from vla.errors import DataError, PartError, SettingsError
 from vla.parts import Part
+from vla.testing.closeness import close
 from vla.transforms import (
     STAGES,
     FunctionStep,
@@ -119,7 +120,7 @@ def data_and_stats(draw):
 def test_unnormalize_reverses_normalize(case, norm):
     x, stats = case
     back = unnormalize(normalize(x, stats, norm), stats, norm)
-    np.testing.assert_allclose(back, x, rtol=1e-9, atol=1e-8)
+    close(back, x, 1e-9, scale=np.abs([stats.q01, stats.q99]).max())
 
 
 @settings(deadline=None)
@@ -131,7 +132,7 @@ def test_unnormalize_reverses_normalize(case, norm):
 def test_absolute_reverses_delta_and_masked_dims_stay(actions, state, runs):
     mask = np.array(make_bool_mask(*runs), bool)
     delta = shift(actions, state, mask, -1)
-    np.testing.assert_allclose(shift(delta, state, mask, 1), actions, atol=1e-9)
+    close(shift(delta, state, mask, 1), actions, 1e-12, scale=np.abs(state).max())
     still = np.ones(5, bool)
     still[: len(mask)] = ~mask
     np.testing.assert_array_equal(delta[:, still], actions[:, still])
@@ -332,8 +333,8 @@ def test_a_raw_sample_becomes_model_input_and_back():
     np.testing.assert_array_equal(out["actions_mask"], want)
     back = g.outputs({"actions": out["actions"], "state": out["state"]})
     assert back["actions"].shape == (3, 2) and g.codec_dim == 2
-    np.testing.assert_allclose(back["actions"], given_sample["actions"], atol=1e-6)
-    np.testing.assert_allclose(back["state"], given_sample["state"], atol=1e-6)
+    close(back["actions"], given_sample["actions"], 1e-6)
+    close(back["state"], given_sample["state"], 1e-6)
     for key in ("state", "actions"):
         np.testing.assert_array_equal(given_sample[key], copy[key])
 
@@ -345,19 +346,19 @@ def test_the_model_sees_normalised_values_in_both_norms():
     }
     s = sample()
     z = group(stats=stats, norm="zscore").inputs(s)
-    np.testing.assert_allclose(z["state"][:4], (s["state"] - 0.5) / (2 + 1e-6), atol=1e-6)
+    close(z["state"][:4], (s["state"] - 0.5) / (2 + 1e-6), 1e-6)
     q = group(stats=stats, norm="quantile").inputs(s)
-    np.testing.assert_allclose(q["actions"][:, :2], (s["actions"] + 3) / (4 + 1e-6) * 2 - 1, atol=1e-6)
+    close(q["actions"][:, :2], (s["actions"] + 3) / (4 + 1e-6) * 2 - 1, 1e-6)
 
 
 def test_delta_actions_of_plain_and_back():
     g = group(sets=["robot.delta=[1, -1]"])
     s = sample()
     out = g.inputs(s)
-    np.testing.assert_allclose(out["actions"][:, 0], s["actions"][:, 0] - s["state"][0], atol=1e-5)
-    np.testing.assert_allclose(out["actions"][:, 1], s["actions"][:, 1], atol=1e-5)
+    close(out["actions"][:, 0], s["actions"][:, 0] - s["state"][0], 1e-5)
+    close(out["actions"][:, 1], s["actions"][:, 1], 1e-5)
     back = g.outputs({"actions": out["actions"], "state": out["state"]})
-    np.testing.assert_allclose(back["actions"], s["actions"], atol=1e-5)
+    close(back["actions"], s["actions"], 1e-5)
 
 
 def test_until_stops_after_a_stage():
@@ -371,9 +372,9 @@ def test_tokens_are_read_when_there_are_no_actions():
     g = group(tokenizer=Chunks())
     inputs = g.inputs(sample())
     out = g.outputs({"tokens": np.array([5]), "state": inputs["state"]})
-    np.testing.assert_allclose(out["actions"], 0.5, atol=1e-5)
+    close(out["actions"], 0.5, 1e-5)
     both = g.outputs({"tokens": np.array([5]), "actions": np.zeros((3, 5)), "state": inputs["state"]})
-    np.testing.assert_allclose(both["actions"], 0, atol=1e-5)
+    close(both["actions"], 0, 1e-5, scale=1)
     with pytest.raises(DataError, match="neither actions nor tokens"):
         g.outputs({"state": inputs["state"]})
 
@@ -486,7 +487,7 @@ def test_any_part_may_contribute_and_a_broken_one_is_named():
     sys.modules.setdefault(__name__, sys.modules[depth_steps.__module__])
     g = build_group(v, stats=identity_stats(4, 2), tokenizer=Words())
     s = sample()
-    np.testing.assert_allclose(g.inputs(s)["state"][:4], s["state"] * 2, atol=1e-5)
+    close(g.inputs(s)["state"][:4], s["state"] * 2, 1e-5)
     inner.part = evolve(part, transforms=f"{__name__}:broken_steps")
     with pytest.raises(PartError, match=r"(?s)tokenizer 'deep' fails.*ZeroDivisionError: oops"):
         build_group(v, stats=identity_stats(4, 2), tokenizer=Words())

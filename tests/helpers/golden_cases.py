@@ -1,15 +1,14 @@
 """The stored cases of goldens/openpi: found by walking VLA_GOLDENS, every size taken from case.json."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+from shared_data import GOLDENS as ROOT
+from shared_data import needs
 
 from vla.contracts import observation_from
 
-ROOT = Path(os.environ.get("VLA_GOLDENS", Path(__file__).parents[3] / "shared" / "goldens"))
 KINDS = ("pi0", "pi05", "pi0_fast")
 OUTPUT_BOUND = 1e-4  # of the largest magnitude in the array
 GRAD_REL, GRAD_ABS = 1e-3, 1e-5
@@ -23,8 +22,7 @@ def folders():
         if json.loads(path.read_text()).get("kind") in KINDS and (path.parent / "params").is_dir()
     ]
     if not found:
-        reason = f"no openpi goldens under {ROOT.name}: set VLA_GOLDENS"
-        return [pytest.param(None, marks=pytest.mark.skip(reason=reason))]
+        return [pytest.param(None, marks=needs(ROOT / "openpi", found=False))]
     return [pytest.param(path, id=str(path.relative_to(ROOT))) for path in found]
 
 
@@ -43,7 +41,9 @@ class Case:
             "max_token_len": self.sizes["max_token_len"],
             "cameras": tuple(k.removeprefix("image/") for k in self.inputs if k.startswith("image/")),
         }
-        steps = () if self.kind == "pi0_fast" else ("head.mask_padding=false", f"head.num_steps={self.sizes['num_steps']}")
+        steps = (
+            () if self.kind == "pi0_fast" else ("head.mask_padding=false", f"head.num_steps={self.sizes['num_steps']}")
+        )
         self.variant, self.weights = import_openpi(folder / "params", spec=spec, set=steps)
 
     def observation(self, tokens=None):

@@ -9,7 +9,8 @@ import pytest
 
 from vla import registry
 from vla.compose import build
-from vla.testing.models import ModelChecks, close
+from vla.testing.closeness import close
+from vla.testing.models import ModelChecks
 from vla.testing.vision import merged, some_images
 
 
@@ -65,7 +66,7 @@ class BackboneConformance(ModelChecks):
         pictures = self.pictures()
         other = {**pictures, "base_0_rgb": -pictures["base_0_rgb"]}
         before, after = (self.run(framework, embed_images, p) for p in (pictures, other))
-        close(after["left_wrist_0_rgb"], before["left_wrist_0_rgb"], "tokens of the other camera", 1e-5)
+        close(after["left_wrist_0_rgb"], before["left_wrist_0_rgb"], 1e-5, "tokens of the other camera")
         assert not np.allclose(after["base_0_rgb"], before["base_0_rgb"])
 
     def test_the_order_of_cameras_changes_no_token(self, framework: str) -> None:
@@ -73,13 +74,13 @@ class BackboneConformance(ModelChecks):
         turned = dict(reversed(pictures.items()))
         before, after = (self.run(framework, embed_images, p) for p in (pictures, turned))
         for name in pictures:
-            close(after[name], before[name], f"tokens of {name}", 1e-5)
+            close(after[name], before[name], 1e-5, f"tokens of {name}")
 
     def test_one_camera_is_enough(self, framework: str) -> None:
         pictures = self.pictures()
         alone = {"base_0_rgb": pictures["base_0_rgb"]}
         before, after = (self.run(framework, embed_images, p) for p in (pictures, alone))
-        close(after["base_0_rgb"], before["base_0_rgb"], "tokens of the one camera", 1e-5)
+        close(after["base_0_rgb"], before["base_0_rgb"], 1e-5, "tokens of the one camera")
 
     def test_no_camera_is_no_token(self, framework: str) -> None:
         assert self.run(framework, embed_images, {}) == {}
@@ -92,7 +93,7 @@ class BackboneConformance(ModelChecks):
         real = {name: (x.astype(np.float32) / 127.5 - 1).astype(np.float32) for name, x in raw.items()}
         before, after = (self.run(framework, embed_images, p) for p in (real, raw))
         for name in raw:
-            close(after[name], before[name], f"tokens of {name} from bytes", 1e-4)
+            close(after[name], before[name], 1e-4, f"tokens of {name} from bytes")
 
     def test_text_gives_tokens(self, framework: str) -> None:
         ids = np.array([[3, 4, 5, 3]], np.int32)
@@ -112,7 +113,7 @@ class BackboneConformance(ModelChecks):
     def test_both_frameworks_give_the_same_tokens(self) -> None:
         torch, jax = (bench.model.call(bench.weights, embed_images, self.pictures()) for bench in self._both())
         for name, value in torch.items():
-            close(jax[name], value, f"tokens of {name}", 2e-5)
+            close(jax[name], value, 2e-5, f"tokens of {name}")
 
     def test_pooled_encoders_fit(self, framework: str) -> None:
         """One token per image is as good as many."""

@@ -10,8 +10,9 @@ from attrs import evolve
 from vla.contracts import Actions, DecodeGrammar, Observation, Spec, pack
 from vla.draws import sampling_noise, training_draws
 from vla.layout import BACKBONE, Layout, gradient_routes
+from vla.testing.closeness import close
 from vla.testing.frameworks import prompt_only
-from vla.testing.models import BATCH, Bench, ModelChecks, close
+from vla.testing.models import BATCH, Bench, ModelChecks
 
 GIVES = ("tokens", "chunk", "both")
 
@@ -71,7 +72,7 @@ class HeadConformance(ModelChecks):
         junk = np.where(mask, bench.actions.values, 99).astype(np.float32)
         before, after = bench.losses(), bench.losses(actions=Actions(junk, mask))
         for name in before:
-            close(after[name], before[name], f"{name} under other padding", 1e-5)
+            close(after[name], before[name], 1e-5, f"{name} under other padding")
 
     def test_real_actions_change_the_loss(self, framework: str) -> None:
         """The check above must be able to fail. A loss on tokens learns from the prompt's targets instead."""
@@ -91,7 +92,7 @@ class HeadConformance(ModelChecks):
         other = evolve(absent, images={**absent.images, last: -absent.images[last]})
         before, after = bench.losses(absent), bench.losses(other)
         for name in before:
-            close(after[name], before[name], f"{name} with other pixels of an absent camera", 1e-5)
+            close(after[name], before[name], 1e-5, f"{name} with other pixels of an absent camera")
 
     def test_packing_changes_nothing(self, framework: str) -> None:
         """What callers do on the host: absent cameras and padding are not computed (`vla.contracts.pack`)."""
@@ -102,14 +103,14 @@ class HeadConformance(ModelChecks):
         assert last not in packed.images
         before, after = bench.losses(absent), bench.losses(packed)
         for name in before:
-            close(after[name], before[name], f"{name} of the packed batch", 2e-5)
+            close(after[name], before[name], 2e-5, f"{name} of the packed batch")
 
     def test_prompt_padding_changes_nothing(self, framework: str) -> None:
         bench = self.bench(framework)
         ids = np.where(bench.obs.tokenized_prompt_mask, bench.obs.tokenized_prompt, 17).astype(np.int32)
         before, after = bench.losses(), bench.losses(evolve(bench.obs, tokenized_prompt=ids))
         for name in before:
-            close(after[name], before[name], f"{name} with other padding of the prompt", 1e-5)
+            close(after[name], before[name], 1e-5, f"{name} with other padding of the prompt")
 
     def test_inputs_count_where_the_layout_says(self, framework: str) -> None:
         """Per loss: an input that its role sees, even through others, changes it; one that it cannot see does not."""
@@ -122,7 +123,7 @@ class HeadConformance(ModelChecks):
                 if role in influences(layout, reader):
                     assert not np.allclose(after[name], before[name], rtol=1e-6), f"{name} does not see {role}"
                 else:
-                    close(after[name], before[name], f"{name}, which cannot see {role},", 1e-6)
+                    close(after[name], before[name], 1e-6, f"{name}, which cannot see {role},")
 
     def test_state_counts_as_declared(self, framework: str) -> None:
         """`state = continuous` reads `obs.state`; `tokens` and `none` do not (tokens: it is in the prompt already)."""
@@ -196,7 +197,7 @@ class HeadConformance(ModelChecks):
         ids[0] = (ids[0] + 5) % 300 + 3
         before, after = self.sample(bench), self.sample(bench, evolve(bench.obs, images=images, tokenized_prompt=ids))
         for name, value in before.items():
-            close(after[name][1:], value[1:], f"{name} of the other rows", 1e-5)
+            close(after[name][1:], value[1:], 1e-5, f"{name} of the other rows")
 
     def test_packing_does_not_change_a_sample(self, framework: str) -> None:
         bench = self.bench(framework)
@@ -204,12 +205,12 @@ class HeadConformance(ModelChecks):
         absent = prompt_only(evolve(bench.obs, image_masks={**bench.obs.image_masks, last: np.zeros(BATCH, bool)}))
         before, after = self.sample(bench, absent), self.sample(bench, pack(absent))
         for name, value in before.items():
-            close(after[name], value, f"{name} of the packed batch", 1e-4)
+            close(after[name], value, 1e-4, f"{name} of the packed batch")
 
     def test_both_frameworks_give_the_same_sample(self) -> None:
         torch, jax = (self.sample(bench) for bench in self._both())
         for name, value in torch.items():
-            close(jax[name], value, name, 1e-4)
+            close(jax[name], value, 1e-4, name)
 
     def test_sampling_compiles_once(self, framework: str) -> None:
         if framework == "torch":

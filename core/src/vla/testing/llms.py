@@ -12,9 +12,10 @@ from attrs import evolve
 from vla.compose import build
 from vla.layout import BACKBONE, gradient_routes
 from vla.testing.batches import random_batch
+from vla.testing.closeness import close
 from vla.testing.frameworks import open_model, start_weights
 from vla.testing.heads import group_of
-from vla.testing.models import BATCH, ModelChecks, close
+from vla.testing.models import BATCH, ModelChecks
 from vla.testing.vision import merged
 
 T, PREFIX = 8, 5  # tokens in all, and of them in the prefix
@@ -110,7 +111,7 @@ class LlmConformance(ModelChecks):
         other = x.copy()
         other[:, PREFIX:] = self.inputs(1)[0][:, PREFIX:]
         before, after = (self.run(framework, fused, y, mask, positions) for y in (x, other))
-        close(after[:, :PREFIX], before[:, :PREFIX], "the prefix, which cannot see what changed,", 1e-6)
+        close(after[:, :PREFIX], before[:, :PREFIX], 1e-6, "the prefix, which cannot see what changed,")
         assert not np.allclose(after[:, -1], before[:, -1])
 
     def test_what_the_mask_shows_counts(self, framework: str) -> None:
@@ -136,24 +137,24 @@ class LlmConformance(ModelChecks):
         other = x.copy()
         other[0] = -other[0]
         before, after = (self.run(framework, fused, y, mask, positions) for y in (x, other))
-        close(after[1], before[1], "the other row", 1e-6)
+        close(after[1], before[1], 1e-6, "the other row")
 
     def test_a_cached_prefix_gives_the_same(self, framework: str) -> None:
         inputs = self.inputs()
         whole, rest = self.run(framework, fused, *inputs), self.run(framework, cached, *inputs)
-        close(rest, whole[:, PREFIX:], "the pass over the cache", 2e-5)
+        close(rest, whole[:, PREFIX:], 2e-5, "the pass over the cache")
 
     def test_decoding_one_by_one_gives_the_same(self, framework: str) -> None:
         inputs = self.inputs()
         whole, rest = self.run(framework, fused, *inputs), self.run(framework, one_by_one, *inputs)
-        close(np.concatenate(rest, 1), whole[:, PREFIX:], "decoding", 2e-5)
+        close(np.concatenate(rest, 1), whole[:, PREFIX:], 2e-5, "decoding")
 
     def test_nothing_wanted_nothing_computed(self, framework: str) -> None:
         assert self.run(framework, only_cache, *self.inputs()) == {}
 
     def test_both_frameworks_give_the_same_hidden_states(self) -> None:
         torch, jax = (bench.model.call(bench.weights, fused, *self.inputs()) for bench in self._both())
-        close(jax, torch, "hidden states", 2e-5)
+        close(jax, torch, 2e-5, "hidden states")
 
     # ---- what it may offer ------------------------------------------------------------------------------------------
 
@@ -178,7 +179,7 @@ class LlmConformance(ModelChecks):
         cond = np.random.default_rng(0).standard_normal((3, width)).astype(np.float32)
         cut, alone = self.run(framework, style_rows, cond)
         for a, b in zip(cut, alone, strict=True):
-            close(a, b, "styles of one row", 1e-5)
+            close(a, b, 1e-5, "styles of one row")
 
     def test_recomputing_changes_no_gradient(self, framework: str) -> None:
         """`checkpointing = True` trades time for memory, and nothing else."""
@@ -193,8 +194,9 @@ class LlmConformance(ModelChecks):
             after = bench.model.gradients(bench.weights, bench.obs, bench.actions, bench.draws)[1]
         finally:
             llm.checkpointing = False
+        largest = max(np.abs(gradient).max() for gradient in before.values())
         for name, value in before.items():
-            close(after[name], value, f"gradient of {name}", 1e-5)
+            close(after[name], value, 1e-5, f"gradient of {name}", scale=1e-3 * largest)
 
 
 @cache

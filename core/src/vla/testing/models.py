@@ -17,6 +17,7 @@ from vla.contracts import Actions, Observation
 from vla.params import cover, from_jax, table, to_jax
 from vla.store import read_weights, write_weights
 from vla.testing.batches import random_batch
+from vla.testing.closeness import close
 from vla.testing.frameworks import name_tables, open_model, start_weights
 from vla.testing.parts import PartConformance
 
@@ -170,7 +171,7 @@ class ModelChecks(PartConformance):
         obs = evolve(bench.obs, images=images, tokenized_prompt=ids, state=state)
         before, after = bench.losses(), bench.losses(obs, Actions(values, bench.actions.mask))
         for name in before:
-            close(after[name][1:], before[name][1:], f"{name} of the other rows", 1e-5)
+            close(after[name][1:], before[name][1:], 1e-5, f"{name} of the other rows")
             assert not np.allclose(after[name][0], before[name][0], rtol=1e-6), f"{name} reads nothing"
 
     # ---- compiling, and the other framework -------------------------------------------------------------------------
@@ -198,7 +199,7 @@ class ModelChecks(PartConformance):
         torch, jax = (bench.gradients()[0] for bench in self._both())
         assert set(torch) == set(jax)
         for name, value in torch.items():
-            close(jax[name], value, name, 2e-5)
+            close(jax[name], value, 2e-5, name)
 
     def test_both_frameworks_give_the_same_gradients(self) -> None:
         torch, jax = (bench.gradients()[1] for bench in self._both())
@@ -206,11 +207,3 @@ class ModelChecks(PartConformance):
             scale = max(float(np.abs(value).max(initial=0)), 1e-5)
             worst = float(np.abs(jax[name] - value).max(initial=0)) / scale
             assert worst < 2e-3, f"gradient of {name}: {worst:.1e} of its largest element apart"
-
-
-def close(got: np.ndarray, want: np.ndarray, what: str, tolerance: float) -> None:
-    """Assert that two arrays agree within tolerance, relative to the larger of 1 and the largest element."""
-    assert got.shape == want.shape, f"{what}: shape {got.shape}, expected {want.shape}"
-    scale = max(1.0, float(np.abs(want).max(initial=0)))
-    worst = float(np.abs(got.astype(np.float64) - want).max(initial=0)) / scale
-    assert worst <= tolerance, f"{what} differs by {worst:.2e}"

@@ -18,6 +18,7 @@ from attrs import field, frozen
 
 from vla.contracts import Actions, DecodeGrammar, Observation
 from vla.layout import attention_mask, positions
+from vla.testing.closeness import relative
 from vla.testing.frameworks import prompt_only
 
 Weights = Mapping[str, np.ndarray]
@@ -97,16 +98,6 @@ def compare(
         bound = 0.0 if name == "tokens" else (outputs if samples is None else samples)
         rows.append(Row("sample", name, relative(got.sampled[name], array), bound))
     return rows
-
-
-def relative(got: np.ndarray, want: np.ndarray, floor: float = 0.0) -> float:
-    """Largest difference over the largest magnitude (at least `floor`); infinite when shapes differ."""
-    if got.shape != want.shape:
-        return float("inf")
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    if not got.size or np.array_equal(got, want):
-        return 0.0
-    return float(np.abs(got - want).max() / max(np.abs(want).max(), floor, np.finfo(np.float64).tiny))
 
 
 def stages(kit: Any, model: Any, obs: Observation, actions: Actions, draws: Any) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from vla.testing.closeness import close
 from vla.testing.frameworks import open_model, start_weights
-from vla.testing.models import ModelChecks, close
+from vla.testing.models import ModelChecks
 from vla.testing.partners import stand_in
 
 
@@ -55,7 +56,7 @@ class VisionConformance(ModelChecks):
         other = images.copy()
         other[0] = -other[0]
         before, after = self.tokens(framework, images), self.tokens(framework, other)
-        close(after[1:], before[1:], "tokens of the other images", 1e-5)
+        close(after[1:], before[1:], 1e-5, "tokens of the other images")
         assert not np.allclose(after[0], before[0])
 
     def test_every_part_of_an_image_counts(self, framework: str) -> None:
@@ -94,7 +95,7 @@ class VisionConformance(ModelChecks):
 
     def test_both_frameworks_give_the_same_tokens(self) -> None:
         torch, jax = (bench.model.call(bench.weights, encode, self.images()) for bench in self._both())
-        close(jax, torch, "image tokens", 2e-5)
+        close(jax, torch, 2e-5, "image tokens")
 
 
 def merged(model: Any) -> Any:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vla.testing.closeness import close
+
 H, FPS, LENGTHS = 6, 10, (7, 5, 9)
 KINDS = ("image", "video")
 CAMERA = "observation.images.front"
@@ -91,7 +93,7 @@ def compare(folder):
         np.testing.assert_array_equal(np.stack([s["actions"] for s in seen]), theirs["actions"])
         np.testing.assert_array_equal(np.stack([s["actions_is_pad"] for s in seen]), theirs["pads"])
         assert data.prompts() == theirs["tasks"].tolist()
-        np.testing.assert_allclose(data.actions().astype(float).mean(0), theirs["mean"], atol=1e-6)
+        close(data.actions().astype(float).mean(0), theirs["mean"], 1e-6)
         truth = list(content())
         error = max(np.abs(s["images"]["front"].astype(int) - t[1]).mean() for s, t in zip(seen, truth, strict=True))
         assert error == 0 or (name.endswith("video") and error < 6), error

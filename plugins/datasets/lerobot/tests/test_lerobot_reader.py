@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -13,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from shared_data import SHARED, needs
 
 from vla.datasets import Dataset, DatasetInfo, create_dataset, open_dataset
 from vla.errors import DataError, SettingsError
 
-SHARED = Path(os.environ.get("VLA_SHARED", Path(__file__).parents[5] / "shared")) / "data"
-WRITTEN, GR00T = SHARED / "lerobot_written", SHARED / "robot" / "gr00t_picknplace"
+WRITTEN, GR00T = SHARED / "data/lerobot_written", SHARED / "data/robot/gr00t_picknplace"
 INFO = DatasetInfo(cameras={"front": (32, 48), "wrist": (32, 48)}, state_dim=3, action_dim=2, hz=10, robot="toy")
-needs_shared = pytest.mark.skipif(not WRITTEN.is_dir(), reason="the shared data sets are not here (VLA_SHARED)")
+needs_shared = needs(WRITTEN, GR00T)
 
 
 def _image(value: int) -> np.ndarray:

@@ -2,20 +2,20 @@
 
 import errno
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from shared_data import SHARED, needs
 from vla_dataset_lerobot import LeRobotWriter
 from vla_dataset_lerobot import writer as writer_module
 
 from vla.datasets import DatasetInfo, create_dataset, open_dataset
 from vla.errors import DataError, StoreError
+from vla.testing.closeness import close
 
-SHARED = Path(os.environ.get("VLA_SHARED", Path(__file__).parents[5] / "shared")) / "data" / "lerobot_written"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not here (VLA_SHARED)")
+WRITTEN = SHARED / "data" / "lerobot_written"
+needs_shared = needs(WRITTEN)
 NUMBERS = {
     "observation.state": {"dtype": "float32", "shape": [2], "names": ["x", "y"]},
     "action": {"dtype": "float32", "shape": [1], "names": None},
@@ -83,7 +83,7 @@ def test_full_files_are_rolled(tmp_path, monkeypatch):
 @needs_shared
 @pytest.mark.parametrize("kind", ["v30_image", "v30_video"])
 def test_files_are_built_like_lerobots_own(tmp_path, kind):
-    theirs = SHARED / kind
+    theirs = WRITTEN / kind
     data = open_dataset(theirs)
     info = json.loads((theirs / "meta/info.json").read_text())
     features = {k: f for k, f in info["features"].items() if k not in writer_module.AUTO}
@@ -129,18 +129,14 @@ def test_files_are_built_like_lerobots_own(tmp_path, kind):
         elif name.split("/")[-1] in ("min", "max", "mean", "std", "count") and (
             "images" not in name or kind == "v30_image"
         ):
-            np.testing.assert_allclose(
-                rows[0][name], rows[1][name], atol=6e-3 if "images" in name else 1e-6, err_msg=name
-            )
+            close(rows[0][name], rows[1][name], 6e-3 if "images" in name else 1e-6, name, scale=float("images" in name))
     whole = json.loads((ours / "meta/stats.json").read_text())
     states = open_dataset(ours).states().astype(np.float64)
     np.testing.assert_allclose(whole["observation.state"]["q99"], np.quantile(states, 0.99, axis=0), rtol=1e-12)
     pixels = np.stack([open_dataset(ours).sample(i, 1)["images"]["cam0"] for i in range(120)]) / 255
     if kind == "v30_image":
         np.testing.assert_allclose(np.ravel(whole["observation.images.cam0"]["std"]), pixels.std((0, 1, 2)), rtol=1e-9)
-        np.testing.assert_allclose(
-            np.ravel(whole["observation.images.cam0"]["q10"]), np.quantile(pixels, 0.1, (0, 1, 2)), atol=1e-9
-        )
+        close(np.ravel(whole["observation.images.cam0"]["q10"]), np.quantile(pixels, 0.1, (0, 1, 2)), 1e-9)
 
 
 def test_nothing_is_left_after_a_failure(tmp_path):

@@ -13,6 +13,7 @@ from vla_head_flow.config import Settings  # noqa: E402
 from vla.contracts import Spec  # noqa: E402
 from vla.jax_kit.ops import time_embedding  # noqa: E402
 from vla.params import Site  # noqa: E402
+from vla.testing.closeness import close  # noqa: E402
 from vla.testing.parity import part_parity  # noqa: E402
 
 SPEC = Spec(state_dim=5, action_dim=4, action_horizon=3)
@@ -25,7 +26,7 @@ def test_time_features_are_exact_although_float32():
     angle = time.astype(np.float64)[:, None] / period * 2 * np.pi
     want = np.concatenate([np.sin(angle), np.cos(angle)], -1)
     for function in (time_embedding, jax.jit(time_embedding, static_argnums=(1, 2, 3))):
-        assert np.abs(np.asarray(function(time, 128, 4e-3, 4.0)) - want).max() < 2e-6
+        close(np.asarray(function(time, 128, 4e-3, 4.0)), want, 2e-6)
 
 
 @pytest.mark.parametrize("time", ["adarms", "concat"])
@@ -57,5 +58,5 @@ def test_outputs_and_gradients(time, state):
 @pytest.mark.parametrize("steps", [1, 7, 10])
 def test_euler_times(steps):
     got, want = jax_impl.euler_times(steps), torch_impl.euler_times(steps, "cpu")
-    np.testing.assert_allclose(got[0], want[0].numpy(), atol=1e-7)
+    close(got[0], want[0].numpy(), 1e-7)
     assert got[1] == want[1]

@@ -19,6 +19,7 @@ from vla_robot_aloha.transforms import (
 from vla.compose import resolve
 from vla.contracts import Spec
 from vla.errors import DataError
+from vla.testing.closeness import close
 from vla.transforms import build_group, identity_stats, stats_steps
 
 unit = st.floats(-3, 3, width=32)
@@ -44,8 +45,8 @@ def sample(cameras=CAMERAS):
 @settings(deadline=None)
 @given(arrays(np.float64, (5, 14), elements=unit))
 def test_actions_there_and_back(x):
-    np.testing.assert_allclose(encode_actions(encode_actions_reversed(x)), x, atol=1e-9)
-    np.testing.assert_allclose(encode_actions_reversed(encode_actions(x)), x, atol=1e-9)
+    close(encode_actions(encode_actions_reversed(x)), x, 1e-9, scale=1)
+    close(encode_actions_reversed(encode_actions(x)), x, 1e-9, scale=1)
 
 
 @settings(deadline=None)
@@ -63,7 +64,7 @@ def test_gripper_opens_upwards():
     angles = gripper_to_pi(np.linspace(0, 1, 50))
     assert (np.diff(angles) > 0).all()
     # fully open is a quarter turn of the crank: (pi / 2 - 0.5476) / (1.6296 - 0.5476)
-    assert abs(angles[-1] - 0.9456) < 1e-3
+    close(angles[-1], 0.9456, 1e-3)
 
 
 @pytest.mark.parametrize("adapt", [True, False])
@@ -76,11 +77,11 @@ def test_a_whole_group_there_and_back(adapt, delta):
     assert done["actions_mask"][:, :14].all() and not done["actions_mask"][:, 14:].any()
     back = g.outputs({"actions": done["actions"], "state": done["state"]})["actions"]
     if not delta:
-        np.testing.assert_allclose(back, s["actions"], atol=1e-5)
-    np.testing.assert_allclose(back[:, [6, 13]], s["actions"][:, [6, 13]], atol=1e-5)  # grippers stay absolute
-    np.testing.assert_allclose(back, s["actions"], atol=1e-5)
+        close(back, s["actions"], 1e-5)
+    close(back[:, [6, 13]], s["actions"][:, [6, 13]], 1e-5)  # grippers stay absolute
+    close(back, s["actions"], 1e-5)
     state = decode_state(s["state"]) if adapt else s["state"]
-    np.testing.assert_allclose(done["state"][:14], state, atol=1e-5)
+    close(done["state"][:14], state, 1e-5)
 
 
 def test_wrist_cameras_may_be_missing_and_cam_high_not():

@@ -9,6 +9,7 @@ from vla_robot_droid import PART
 from vla.compose import resolve
 from vla.contracts import Spec
 from vla.errors import DataError
+from vla.testing.closeness import close
 from vla.transforms import build_group, identity_stats, stats_steps
 
 USUAL = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
@@ -49,7 +50,7 @@ def test_wire_and_dataset_samples_are_one():
     np.testing.assert_array_equal(one["state"], two["state"])
     for name in ("base_0_rgb", "left_wrist_0_rgb"):
         np.testing.assert_array_equal(one["images"][name], two["images"][name])
-    np.testing.assert_allclose(one["state"][:8], state, atol=1e-5)
+    close(one["state"][:8], state, 1e-5)
     assert not one["image_masks"]["right_wrist_0_rgb"] and "right_wrist_0_rgb" not in one["images"]
 
 
@@ -69,11 +70,11 @@ def test_actions_there_and_back(delta):
     g, w = group(delta=delta), wire()
     done = g.inputs(w)
     moved = w["actions"][:, :7] - (w["observation/joint_position"] if delta else 0)
-    np.testing.assert_allclose(done["actions"][:, :7], moved, atol=1e-5)
-    np.testing.assert_allclose(done["actions"][:, 7], w["actions"][:, 7], atol=1e-5)
+    close(done["actions"][:, :7], moved, 1e-5)
+    close(done["actions"][:, 7], w["actions"][:, 7], 1e-5)
     back = g.outputs({"actions": done["actions"], "state": done["state"]})["actions"]
     assert back.shape == (4, 8)
-    np.testing.assert_allclose(back, w["actions"], atol=1e-5)
+    close(back, w["actions"], 1e-5)
 
 
 def test_openpis_fast_cameras():

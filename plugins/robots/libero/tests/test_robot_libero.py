@@ -9,6 +9,7 @@ from vla_robot_libero import PART
 from vla.compose import resolve
 from vla.contracts import Spec
 from vla.errors import DataError
+from vla.testing.closeness import close
 from vla.transforms import build_group, identity_stats, stats_steps
 
 
@@ -51,11 +52,11 @@ def test_actions_there_and_back(delta):
     g, w = group(delta=delta), wire()
     done = g.inputs(w)
     moved = w["actions"][:, :6] - (w["observation/state"][:6] if delta else 0)
-    np.testing.assert_allclose(done["actions"][:, :6], moved, atol=1e-5)
-    np.testing.assert_allclose(done["actions"][:, 6], w["actions"][:, 6], atol=1e-5)
+    close(done["actions"][:, :6], moved, 1e-5)
+    close(done["actions"][:, 6], w["actions"][:, 6], 1e-5)
     back = g.outputs({"actions": done["actions"], "state": done["state"]})["actions"]
     assert back.shape == (4, 7)
-    np.testing.assert_allclose(back, w["actions"], atol=1e-5)
+    close(back, w["actions"], 1e-5)
 
 
 def test_absent_camera_as_openpis_fast():

@@ -1,25 +1,22 @@
 """On real actions the own fit needs no more tokens than the original recipe with as many ids on the same data."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
+from shared_data import SHARED, needs
 from vla_tokenizer_fast.codec import FastCodec
 from vla_tokenizer_fast.config import Fast
 
 from vla.codec_bench import load_chunks
 
-ACTIONS = Path(os.environ.get("VLA_SHARED", Path(__file__).parents[4].parent / "shared")) / "data" / "actions"
+ACTIONS = SHARED / "data" / "actions"
 
 
+@needs(ACTIONS)
 @pytest.mark.parametrize(
     ("name", "horizon"), [("franka_close_box_actions", 30), ("pen-human-v0", 25), ("door-human-v0", 25)]
 )
 def test_no_more_tokens(name, horizon):
     file = ACTIONS / f"{name}.npz"
-    if not file.is_file():
-        pytest.skip("no real actions: set VLA_SHARED")
     tokenizers = pytest.importorskip("tokenizers")
     chunks = np.clip(load_chunks(file, horizon, 300).normalised(), -1.5, 1.5)
     codec = FastCodec(Fast(codes=1024)).fit(chunks)

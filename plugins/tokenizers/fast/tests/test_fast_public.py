@@ -1,21 +1,19 @@
 """Files of the public processor: ids and actions equal to the original's, its failures typed errors here."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+import shared_data
 from vla_tokenizer_fast.codec import FastCodec
 from vla_tokenizer_fast.config import Fast
 from vla_tokenizer_fast.public import CONFIG, TOKENIZER, PublicFiles, byte_characters, word_starts
 
 from vla.errors import DecodeError, SettingsError, StoreError
+from vla.testing.closeness import close
 
-GOLDENS = (
-    Path(os.environ.get("VLA_GOLDENS", Path(__file__).parents[4].parent / "shared" / "goldens")) / "tokenizers" / "fast"
-)
-here = pytest.mark.skipif(not (GOLDENS / "cases.npz").is_file(), reason="no FAST goldens: set VLA_GOLDENS")
+GOLDENS = shared_data.GOLDENS / "tokenizers" / "fast"
+here = shared_data.needs(GOLDENS / "cases.npz")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +39,7 @@ def test_every_stored_chunk(codec, golden):
     count = 0
     for chunk, ids, decoded in cases(golden):
         assert np.array_equal(codec.encode(chunk[None])[0], ids)
-        assert np.abs(codec.decode(ids, *chunk.shape) - decoded).max() < 1e-6
+        close(codec.decode(ids, *chunk.shape), decoded, 1e-6)
         count += 1
     assert count == len(golden["shape"]) == 200
 
@@ -66,13 +64,13 @@ def test_where_the_original_gives_zeros_we_raise(codec, golden):
         h, d = golden[f"fail{i}_shape"].tolist()
         strict_only = ids.max(initial=0) >= 1024  # the original drops such ids silently
         if want.any() and not strict_only:
-            assert np.abs(codec.decode(ids, h, d) - want).max() < 1e-6
+            close(codec.decode(ids, h, d), want, 1e-6)
             continue
         with pytest.raises(DecodeError):
             codec.decode(ids, h, d)
         raised += 1
         if strict_only:
-            assert np.abs(codec.decode(ids[ids < 1024], h, d) - want).max() < 1e-6
+            close(codec.decode(ids[ids < 1024], h, d), want, 1e-6)
     assert raised == 10
 
 
@@ -177,7 +175,7 @@ def test_files_are_found_in_the_hub_cache(tmp_path, monkeypatch):
         (folder / name).write_text(json.dumps(content))
     (folder / "processing_action_tokenizer.py").write_text("raise SystemExit('remote code was run')")
     codec = FastCodec(Fast(source="some/fast", codes=15))
-    assert np.allclose(codec.decode(codec.encode(np.full((1, 4, 2), 0.3))[0], 4, 2), 0.3, atol=codec.error_bound(4, 2))
+    close(codec.decode(codec.encode(np.full((1, 4, 2), 0.3))[0], 4, 2), 0.3, codec.error_bound(4, 2) / 0.3)
     with pytest.raises(SettingsError, match="tokenizer.codes=15"):
         FastCodec(Fast(source="some/fast"))
 

@@ -15,6 +15,7 @@ from vla_tokenizer_fsq.codec import FsqCodec
 from vla_tokenizer_fsq.config import LEVELS, Fsq
 
 from vla.errors import DataError, DecodeError, SettingsError, StoreError
+from vla.testing.closeness import close
 
 H, D, K = 6, 3, 4
 SMALL = Fsq(codes=256, num_tokens=K, embed_dim=64, num_layers=1, steps=300)
@@ -102,7 +103,7 @@ def test_network_equals_flax():
     digits = encode(actions)
     ids = net.encode(p, actions, (32, 32), 1)
     assert np.array_equal(ids, digits[..., 0] + 32 * digits[..., 1])
-    assert np.allclose(net.decode(p, ids, (32, 32), 1), decode(digits), atol=1e-4)
+    close(net.decode(p, ids, (32, 32), 1), decode(digits), 1e-4)
 
 
 def test_torch_mirror_equals_numpy():
@@ -112,7 +113,7 @@ def test_torch_mirror_equals_numpy():
     p, x = random_params(), smooth(7)
     there = torch_impl.reconstruct({n: torch.tensor(v) for n, v in p.items()}, torch.tensor(x), (32, 32), 1)
     here = net.decode(p, net.encode(p, x, (32, 32), 1), (32, 32), 1)
-    assert np.allclose(there.numpy(), here, atol=1e-4)
+    close(there.numpy(), here, 1e-4)
     fresh = torch_impl.initial({n: v.shape for n, v in p.items()}, 0)
     assert {n: tuple(v.shape) for n, v in fresh.items()} == {n: v.shape for n, v in p.items()}
 
@@ -207,7 +208,7 @@ def test_openpi_checkpoint(openpi, tmp_path):
     codec = FsqCodec(Fsq(source=str(openpi), num_tokens=K, num_layers=7))
     want = net.encode(p, x, (32, 32), 1)
     assert np.array_equal(np.stack(codec.encode(x)), want)
-    assert np.allclose(codec.decode(want[0], H, D), net.decode(p, want[:1], (32, 32), 1)[0])
+    close(codec.decode(want[0], H, D), net.decode(p, want[:1], (32, 32), 1)[0], 1e-6)
     assert codec.error_bound(H, D) == math.inf
     assert codec.fit(x) is codec
     codec.save(tmp_path)
