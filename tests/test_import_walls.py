@@ -16,7 +16,7 @@ JAX = {"jax", "jaxlib", "flax", "optax"}
 ARRAYS = {"numpy", *TORCH, *JAX}
 # Modules that stay light: at import time the standard library, attrs, and each other.
 LIGHT_CORE = {
-    "vla", "vla.errors", "vla.contracts", "vla.parts", "vla.layout", "vla.registry", "vla.settings", "vla.tree",
+    "vla", "vla.errors", "vla.contracts", "vla.parts", "vla.layout", "vla.registry", "vla.settings", "vla.reading", "vla.tree",
     "vla.compose", "vla.fitting", "vla.model_types", "vla.plain_robot", "vla.pictures", "vla.diagram",
 }  # fmt: skip
 LIGHT_DEPENDENCIES = {"attrs", "attr"}

@@ -216,10 +216,10 @@ def test_what_is_no_paligemma(hf, tmp_path):
     with pytest.raises(StoreError, match="no weights in this folder"):
         read_paligemma(tmp_path, v)
     (tmp_path / "bad.npz").write_bytes(b"PK not a zip")
-    with pytest.raises(StoreError, match="not a numpy archive"):
+    with pytest.raises(StoreError, match="file of arrays cannot be read"):
         read_paligemma(tmp_path / "bad.npz", v)
     np.savez(tmp_path / "pickle.npz", **{"params/img/head/bias": np.array([{}], object)})
-    with pytest.raises(StoreError, match="missing"):
+    with pytest.raises(StoreError, match="not of plain numbers"):
         read_paligemma(tmp_path / "pickle.npz", v)
     odd = rewritten(folder, tmp_path / "odd", str, add={"language_model.model.odd.weight": np.zeros(2, np.float32)})
     with pytest.raises(StoreError, match=r"unknown      language_model.odd.weight \(2,\)"):

@@ -225,7 +225,7 @@ def test_openpis_files_may_lack_quantiles(tmp_path):
     ("text", "words"),
     [
         ("{", "cannot be read"),
-        ("[]", "not a norm_stats.json"),
+        ("[]", "a list"),
         ("{}", "not a norm_stats.json"),
         ('{"norm_stats": {"state": []}}', "table"),
         ('{"norm_stats": {"state": {"mean": [0]}}}', "std"),

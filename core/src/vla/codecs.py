@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vla.errors import DataError, SettingsError, StoreError
+from vla.reading import read_json, read_npz, reading
 
 CODEC_FILE, ARRAYS_FILE = "codec.json", "codec.npz"
 
@@ -112,17 +114,10 @@ def read_codec(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.nd
         StoreError: they are damaged or not there.
     """
     file = folder / CODEC_FILE
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
+    facts = read_json(file, "a stored codec cannot be read")
+    with reading("a stored codec cannot be read", file, fix="fit it again"):
         version, stored = facts["vla_codec"], facts["kind"]
-        arrays = {}
-        if (folder / ARRAYS_FILE).is_file():
-            with np.load(folder / ARRAYS_FILE, allow_pickle=False) as z:
-                arrays = {name: z[name] for name in z.files}
-    except Exception as error:  # json, zip and npy readers raise many kinds on damaged files
-        raise StoreError(
-            "a stored codec cannot be read", field=str(file), got=repr(error)[:200], fix="fit it again"
-        ) from error
+    arrays = read_npz(folder / ARRAYS_FILE) if os.path.exists(folder / ARRAYS_FILE) else {}
     if version != 1:
         raise StoreError(
             "a stored codec is of another version", field=str(file), got=version, expected=1, fix="upgrade vla-core"

@@ -7,6 +7,7 @@ The same recursion resolves a whole model, a composite backbone and the two halv
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from vla.contracts import Spec
 from vla.errors import PartError, SettingsError, StoreError, VlaError
 from vla.model_types import find_type
 from vla.parts import TOP_SLOTS, Expert, Need, Part
+from vla.reading import MOST_TOML, parse_toml, read_text
 from vla.settings import fields_of, parse_sets, structure, to_toml
 from vla.tree import (
     SPEC_PRESETS,
@@ -281,21 +283,14 @@ def read_variant(path: str | Path) -> Variant:
         file = file / VARIANT_FILE
         if not file.exists():
             raise StoreError(f"this folder is no model directory: it has no {VARIANT_FILE}", field=str(path), fix=_WAYS)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StoreError("a variant file cannot be read", field=str(file), got=str(error), fix=_WAYS) from error
-    return variant_from_toml(text, str(file))
+    if not os.path.exists(file):
+        raise StoreError("there is no such variant file", field=str(file), fix=_WAYS)
+    return variant_from_toml(read_text(file, MOST_TOML), str(file))
 
 
 def variant_from_toml(text: str, source: str = "the text") -> Variant:
     """The variant from the text of a variant file; `source` is for messages."""
-    import tomllib
-
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise StoreError("a variant file is not valid TOML", field=source, got=str(error)) from error
+    table = parse_toml(text, source, what="a variant file is not valid TOML")
     version = table.pop("vla", None)
     if version != FORMAT:
         newer = isinstance(version, int) and version > FORMAT

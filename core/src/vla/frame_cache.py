@@ -19,6 +19,7 @@ from attrs import evolve
 from vla.datasets import Dataset, check_cameras
 from vla.errors import StoreError
 from vla.files import atomic_file
+from vla.reading import check_file, reading
 from vla.transforms.images import resize_with_pad
 
 REVISION = 1  # raised when the same inputs would give other pixels
@@ -54,7 +55,9 @@ def cache_frames(
     file = Path(folder) / f"frames-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
     if not file.exists():
         _build(dataset, names, shape, file, threads, progress)
-    frames = np.load(file, mmap_mode="r")
+    check_file(file)
+    with reading("a frame cache is damaged", file, fix="delete this file"):
+        frames = np.load(file, mmap_mode="r", allow_pickle=False)
     if frames.shape != shape or frames.dtype != np.uint8:
         raise StoreError(
             "a frame cache is damaged", field=str(file), got=frames.shape, expected=shape, fix="delete this file"

@@ -9,6 +9,7 @@ import numpy as np
 from attrs import frozen
 
 from vla.errors import SettingsError, StoreError
+from vla.reading import read_json, reading
 
 ID_MAP_FILE = "id_map.json"
 RESERVED_IDS = 4  # pad, eos, bos, unk: action ids never land there
@@ -64,13 +65,9 @@ class IdMap:
             StoreError: the file is damaged.
         """
         file = folder / ID_MAP_FILE
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file, "the id map cannot be read")
+        with reading("the id map cannot be read", file):
             vocab_size, ids = int(content["vocab_size"]), np.asarray(content["text_ids"], np.int32)
-        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-            raise StoreError(
-                "the id map cannot be read", field=str(file), got=repr(error), fix="copy it again"
-            ) from error
         if (
             ids.ndim != 1
             or len(set(ids.tolist())) != len(ids)

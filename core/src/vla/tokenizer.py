@@ -18,12 +18,13 @@ keeps its head, as in openpi, and is reported once.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 
 from vla.codecs import CODEC_FILE, ActionCodec, TextTokenizer, check_chunks
 from vla.contracts import DecodeGrammar, Spec
@@ -316,6 +317,7 @@ def open_tokenizer(chosen: Any, spec: Spec, assets: Path | None = None) -> Token
         StoreError: stored files are damaged.
     """
     from vla.compose import load_object
+    from vla.settings import fields_of
 
     folder = None if assets is None else Path(assets) / FOLDER
     if "text" not in chosen.inner:
@@ -323,10 +325,14 @@ def open_tokenizer(chosen: Any, spec: Spec, assets: Path | None = None) -> Token
         return Tokenizer(text, None, text.prompt, None, spec.max_token_len)
     inner = chosen.inner["text"]
     text = load_object(inner.part.numpy, f"tokenizer {inner.part.name!r}")(inner.settings, folder)
-    codec = load_object(chosen.part.numpy, f"tokenizer {chosen.part.name!r}")(chosen.settings)
-    if folder is not None and (folder / CODEC_FILE).is_file():
+    stored = folder is not None and os.path.lexists(folder / CODEC_FILE)
+    settings = chosen.settings
+    if stored and "source" in fields_of(type(settings)):  # a path that comes with a model is not followed
+        settings = evolve(settings, source="")
+    codec = load_object(chosen.part.numpy, f"tokenizer {chosen.part.name!r}")(settings)
+    if stored:
         codec = codec.load(folder)
-    if folder is not None and (folder / ID_MAP_FILE).is_file():
+    if folder is not None and os.path.lexists(folder / ID_MAP_FILE):
         id_map = IdMap.load(folder)
     else:
         id_map = IdMap.from_end(text.vocab_size, codec.vocab_size, chosen.settings.skip)

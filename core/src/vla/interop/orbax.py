@@ -7,7 +7,7 @@ opened first, which tells shape and dtype, and read only when asked for.
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from attrs import field, frozen
 
 from vla.errors import StoreError
+from vla.reading import MOST_NAMES, read_json, reading
 
 
 @frozen
@@ -55,21 +56,19 @@ def read_item(folder: Path) -> dict[str, Leaf]:
     """
     ts = _tensorstore()
     listing = folder / "_METADATA"
-    try:
-        meta = json.loads(listing.read_text())
-        leaves = [_leaf_path(entry) for entry in meta["tree_metadata"].values() if _is_array(entry)]
-        complete = bool(meta.get("store_array_data_equal_to_fill_value"))
-        driver = "zarr3" if meta.get("use_zarr3") else "zarr"
-    except FileNotFoundError as error:
+    if not os.path.exists(listing):
         raise StoreError(
             "not an orbax checkpoint",
             field=str(listing),
             fix="give the folder that holds `params/`, or `params/` itself",
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise StoreError(
-            "the list of arrays is damaged", field=str(listing), got=repr(error), fix="copy it again"
-        ) from error
+        )
+    meta = read_json(listing, "the list of arrays is damaged")
+    with reading("the list of arrays is damaged", listing):
+        leaves = [_leaf_path(entry) for entry in meta["tree_metadata"].values() if _is_array(entry)]
+        if len(leaves) > MOST_NAMES:
+            raise ValueError(f"it lists {len(leaves):,} arrays, at most {MOST_NAMES:,} are read")
+        complete = bool(meta.get("store_array_data_equal_to_fill_value"))
+        driver = "zarr3" if meta.get("use_zarr3") else "zarr"
     pending = {}
     for parts in leaves:
         name = ".".join(parts) + "/"

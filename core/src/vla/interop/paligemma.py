@@ -6,10 +6,9 @@ in silence: `Start` lists what is new and which tensors of the source have no us
 
 from __future__ import annotations
 
-import json
+import math
+import os
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from attrs import field, frozen
 
 from vla.errors import StoreError
 from vla.params import Row, cover, other_shapes, shapes, table, to_torch
+from vla.reading import checked, npz_shapes, read_json, read_npz, reading
 
 # Tensors a Hugging Face file may have beyond PaliGemma's own weights, and why they are left out.
 UNUSED = {
@@ -30,6 +30,7 @@ UNUSED = {
 }
 # transformers adds the token <image> after the 257,152 of PaliGemma and pads the table to a multiple of 64.
 MOST_EXTRA_TOKENS = 64
+MOST_ITEM = 16  # bytes of one number
 
 
 @frozen
@@ -131,10 +132,9 @@ def read_shards(folder: Path) -> dict[str, np.ndarray]:
                 fix="pickled weights (pytorch_model.bin) are not read: convert them to safetensors",
             )
         return read_weights(folder / "model.safetensors")
-    try:
-        where = {str(name): str(file) for name, file in json.loads(index.read_text())["weight_map"].items()}
-    except (ValueError, KeyError, AttributeError, OSError) as error:
-        raise StoreError("the index of the shards is damaged", field=str(index), got=repr(error)) from error
+    table = read_json(index, "the index of the shards is damaged")
+    with reading("the index of the shards is damaged", index):
+        where = {str(name): str(file) for name, file in table["weight_map"].items()}
     out: dict[str, np.ndarray] = {}
     for file in sorted(set(where.values())):
         if Path(file).name != file:
@@ -178,20 +178,18 @@ def standard_tree(tensors: Mapping[str, Any], source: str) -> tuple[dict[str, An
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError as error:
+    file = folder / "config.json"
+    if not os.path.exists(file):
         raise StoreError(
             "no config.json: not a Hugging Face checkpoint",
             field=str(folder),
             got=sorted(p.name for p in folder.iterdir())[:8],
             fix="give the folder that transformers wrote",
-        ) from error
-    except (ValueError, OSError) as error:
-        raise StoreError("config.json cannot be read", field=str(folder / "config.json"), got=str(error)) from error
-    if not isinstance(config, dict):
-        raise StoreError("config.json is not a table", field=str(folder / "config.json"))
-    kinds = config.get("model_type"), config.get("text_config", {}).get("model_type", "gemma")
+        )
+    config = read_json(file, "config.json cannot be read")
+    for section in ("text_config", "vision_config"):
+        checked(config.setdefault(section, {}), f"{file}: {section}", "config.json cannot be read")
+    kinds = config.get("model_type"), config["text_config"].get("model_type", "gemma")
     if kinds != ("paligemma", "gemma"):
         raise StoreError(
             "not a PaliGemma checkpoint",
@@ -257,11 +255,8 @@ class _Member:
     shape: tuple[int, ...]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        try:
-            with np.load(self.file, allow_pickle=False) as archive:
-                found = archive[self.name]
-        except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-            raise StoreError("an array is damaged", field=f"{self.file}: {self.name}", got=str(error)) from error
+        size = math.prod(self.shape)  # checked against the model before
+        found = read_npz(self.file, MOST_ITEM * size, only=self.name)[self.name]
         if found.dtype.kind == "V" and found.dtype.itemsize == 2:  # numpy has no bfloat16 and stores raw bytes
             import ml_dtypes
 
@@ -271,20 +266,9 @@ class _Member:
 
 def _read_npz(path: Path) -> tuple[dict[str, _Member], list[str]]:
     tree, unused = {}, []
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.namelist():
-                name = entry.removesuffix(".npy")
-                with archive.open(entry) as file:
-                    version = np.lib.format.read_magic(file)
-                    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                    shape = read[version](file)[0]
-                if name.startswith("params/"):
-                    tree["PaliGemma/" + name.removeprefix("params/")] = _Member(path, name, shape)
-                else:
-                    unused.append(f"{name} {shape}: not under params/")
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError) as error:
-        raise StoreError(
-            "not a numpy archive, or a damaged one", field=str(path), got=str(error), fix="copy it again"
-        ) from error
+    for name, shape in npz_shapes(path).items():
+        if name.startswith("params/"):
+            tree["PaliGemma/" + name.removeprefix("params/")] = _Member(path, name, shape)
+        else:
+            unused.append(f"{name} {shape}: not under params/")
     return tree, unused

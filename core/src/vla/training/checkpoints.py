@@ -25,6 +25,7 @@ from attrs import frozen
 
 from vla.errors import StoreError
 from vla.files import MANIFEST, atomic_folder, verify_folder
+from vla.reading import read_json
 from vla.store import read_weights, write_weights
 from vla.training.config import TrainingError
 
@@ -109,7 +110,7 @@ def load_checkpoint(out: Path, step: int | None = None) -> Checkpoint:
             else "no older checkpoint is left; train again"
         )
         raise StoreError(f"checkpoint {folder.name} is damaged: {error.what}", field=error.field, fix=way) from error
-    state = json.loads((folder / STATE).read_text())
+    state = read_json(folder / STATE, "the state of a checkpoint is damaged")
     arrays = {part: read_weights(folder / file) for part, file in FILES.items() if (folder / file).is_file()}
     return Checkpoint(folder, step, arrays, state)
 

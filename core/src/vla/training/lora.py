@@ -26,6 +26,7 @@ from attrs import evolve, frozen
 from vla.errors import SettingsError, StoreError
 from vla.layout import BACKBONE
 from vla.params import Row, cover, shapes, table
+from vla.reading import read_json, reading
 from vla.training.config import LLM_LINEARS, TrainConfig
 from vla.training.freezing import under
 from vla.training.order import generator
@@ -207,8 +208,9 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path, *, ove
         fix = "give the folder `adapter` of a training run with LoRA"
         raise StoreError("there is no adapter here", field=str(folder / FACTS), fix=fix)
     verify_folder(folder)
-    facts = json.loads((folder / FACTS).read_text())
-    config = config_from({"lora": facts["lora"], "freeze": facts["freeze"]})
+    facts = read_json(folder / FACTS, "the facts of an adapter are damaged")
+    with reading("the facts of an adapter are damaged", folder / FACTS):
+        config, trained_on = config_from({"lora": facts["lora"], "freeze": facts["freeze"]}), str(facts["base"])
     variant = read_variant(folder / VARIANT)
     adapters = adapters_of(variant, config)
     trained = read_weights(folder / WEIGHTS)
@@ -217,12 +219,12 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path, *, ove
     weights = model.read()
     cover(shapes(table(variant)), weights, f"{base} is not the model that the adapter was trained on")
     fixed = {name: array for name, array in weights.items() if name not in trained}
-    if digest(fixed) != facts["base"]:
+    if digest(fixed) != trained_on:
         raise StoreError(
             "the adapter was trained on other weights than these",
             field=str(base),
             got=f"digest {digest(fixed)[:16]}...",
-            expected=f"{facts['base'][:16]}...",
+            expected=f"{trained_on[:16]}...",
             fix="give the model directory that training started from",
         )
     stats = load_stats(folder / STATS) if (folder / STATS).is_file() else None

@@ -18,9 +18,11 @@ from typing import Any
 
 from vla import hooks, registry
 from vla.errors import SettingsError
+from vla.reading import MB, parse_json, read_text
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 FILE = "metrics.jsonl"
+MOST_METRICS = 1024 * MB
 
 
 class Jsonl:
@@ -30,7 +32,7 @@ class Jsonl:
         self.path = path
         kept = []
         if path.exists() and resume_step:
-            for line in path.read_text().splitlines():
+            for line in read_text(path, MOST_METRICS).splitlines():
                 try:
                     record = json.loads(line)
                 except ValueError:
@@ -132,7 +134,7 @@ def read_metrics(out: str | Path, event: str = "step") -> list[dict[str, Any]]:
     path = Path(out) / FILE
     if not path.exists():
         return []
-    records = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    records = [parse_json(line, path) for line in read_text(path, MOST_METRICS).splitlines() if line.endswith("}")]
     return [r for r in records if r.get("event") == event]
 
 

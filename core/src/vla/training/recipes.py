@@ -17,7 +17,7 @@ A recipe names no path and no weights: those are this machine's (`--data`, or a 
 
 from __future__ import annotations
 
-import tomllib
+import os
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any
 from attrs import frozen
 
 from vla.errors import SettingsError
+from vla.reading import MOST_TOML, parse_toml, read_text
 from vla.training.config import TrainConfig, config_from
 
 KEYS = ("vla_recipe", "summary", "type", "robot", "dataset", "spec", "set", "train")
@@ -79,14 +80,11 @@ def read_recipe(name: str | Path) -> Recipe:
     known = recipe_names()
     if str(name) in known:
         label, text = str(name), (resources.files("vla.recipes") / f"{name}.toml").read_text(encoding="utf-8")
-    elif Path(name).is_file():
-        label, text = Path(name).stem, Path(name).read_text(encoding="utf-8")
+    elif os.path.exists(name):
+        label, text = Path(name).stem, read_text(name, MOST_TOML, SettingsError)
     else:
         raise SettingsError("no such recipe", field="--recipe", got=str(name), expected=", ".join(known))
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError("the recipe is not TOML", field=str(name), got=str(error)) from error
+    table = parse_toml(text, name, "the recipe is not TOML", error=SettingsError)
     if table.get("vla_recipe") != 1:
         raise SettingsError(
             "not a recipe of this version", field=f"{name}: vla_recipe", got=table.get("vla_recipe"), expected=1
@@ -95,6 +93,13 @@ def read_recipe(name: str | Path) -> Recipe:
         raise SettingsError("unknown entry in a recipe", field=f"{name}: {unknown[0]}", expected=", ".join(KEYS))
     if "type" not in table:
         raise SettingsError("a recipe names a model type", field=f"{name}: type", fix='for instance type = "pi05_ki"')
+    kinds = {"summary": str, "type": str, "robot": str, "spec": dict, "set": dict, "train": dict}
+    for key, kind in kinds.items():
+        if key in table and not isinstance(table[key], kind):
+            expected = "a table" if kind is dict else "text"
+            raise SettingsError(
+                "wrong entry in a recipe", field=f"{name}: {key}", got=repr(table[key])[:80], expected=expected
+            )
     config = config_from(table.get("train", {}))
     robot, spec, sets = table.get("robot", "plain"), table.get("spec", {}), table.get("set", {})
     return Recipe(label, table.get("summary", ""), table["type"], robot, spec, sets, config)

@@ -7,6 +7,7 @@ and delta stages, without the steps that only repeat the last action past the en
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from attrs import evolve, field, frozen
 
 from vla.errors import DataError, StoreError
 from vla.files import write_text
+from vla.reading import read_json
 from vla.transforms.quantiles import Batch, Summary, summarise_batches
 
 FILE = "norm_stats.json"
@@ -112,7 +114,8 @@ def load_stats(path: str | Path) -> dict[str, Stats]:
         raise StoreError(
             "not a norm_stats.json", field=str(path), got=sorted(table)[:8], expected='{"norm_stats": {...}}'
         )
-    digests = table["vla"].get("data", {}) if isinstance(table.get("vla"), dict) else {}
+    about = table["vla"] if isinstance(table.get("vla"), dict) else {}
+    digests = about["data"] if isinstance(about.get("data"), dict) else {}
     out = {}
     for key, entry in entries.items():
         where = f"{path}: {key}"
@@ -122,7 +125,7 @@ def load_stats(path: str | Path) -> dict[str, Stats]:
             raise StoreError("statistics are incomplete", field=f"{where}.{lacking[0]}", got=sorted(entry))
         try:
             out[key] = Stats(*(entry.get(name) for name in FIELDS), data=str(digests.get(key, "")))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise StoreError("statistics must be lists of numbers", field=where, got=str(error)) from error
         except DataError as error:
             raise StoreError(
@@ -139,17 +142,9 @@ def about_stats(path: str | Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise StoreError(
-            "there are no normalisation statistics", field=str(path), fix="compute them: vla stats DATA"
-        ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StoreError("the statistics cannot be read", field=str(path), got=str(error)) from error
-    if not isinstance(table, dict):
-        raise StoreError("not a norm_stats.json", field=str(path), got=type(table).__name__)
-    return table
+    if not os.path.exists(path):
+        raise StoreError("there are no normalisation statistics", field=str(path), fix="compute them: vla stats DATA")
+    return read_json(path, "the statistics cannot be read")
 
 
 # ---- computing -----------------------------------------------------------------------------------------------------

@@ -231,7 +231,7 @@ def test_openpi_checkpoint_that_does_not_fit(openpi, tmp_path):
         ({"use_state_conditioning": True}, SettingsError, "use_state_conditioning"),
         ({"num_layers": 2}, StoreError, "CrossAttentionLayer_1"),
         ({"data_horizon": H + 1}, StoreError, "q_embed|y_pos_enc"),
-        ({"data_dim": "many"}, SettingsError, "no FSQ checkpoint"),
+        ({"data_dim": "many"}, StoreError, "config of an FSQ checkpoint"),
     ):
         settings_file.write_text(json.dumps(config | change))
         with pytest.raises(error, match=says):

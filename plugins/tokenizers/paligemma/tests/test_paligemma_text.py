@@ -95,8 +95,12 @@ def test_order_of_places(nowhere, monkeypatch):
         assert place.name in str(e.value)
     put(nowhere / "assets" / MODEL_FILE)
     assert SentencePieceText(searched(), nowhere / "assets").vocab_size == 4096
+    # A path that comes with a model is not followed: the model directory has its own copy.
+    assert SentencePieceText(Paligemma("/dev/zero", 4096), nowhere / "assets").vocab_size == 4096
     with pytest.raises(SettingsError, match="at this path"):
-        SentencePieceText(Paligemma(str(nowhere / "absent.model"), 4096), nowhere / "assets")
+        SentencePieceText(Paligemma(str(nowhere / "absent.model"), 4096))
+    with pytest.raises(StoreError, match="not a regular file"):
+        SentencePieceText(Paligemma("/dev/zero", 4096))
     assert SentencePieceText(Paligemma(str(hub), 4096)).vocab_size == 4096
     assert SentencePieceText(Paligemma(str(hub.parent), 4096)).vocab_size == 4096
     monkeypatch.setenv(VARIABLE, str(nowhere / "absent"))

@@ -18,7 +18,8 @@ import numpy as np
 
 FEW = 128  # up to here sequences go one by one: a pass over all at once costs the same for 1 as for 1,000
 _NEVER = np.iinfo(np.int32).max
-TEXT_BUDGET = 2**18  # symbols that the texts of all learned tokens have together: bounds the automaton's memory
+TEXT_BUDGET = 2**18  # symbols that the texts of all learned tokens have together
+MOST_TABLE = 2**26  # states x symbols of the automaton that a fit leads to; files may have twice as many, no more
 
 
 def learn(sequences: np.ndarray, base: int, tokens: int) -> np.ndarray:
@@ -40,9 +41,9 @@ def learn(sequences: np.ndarray, base: int, tokens: int) -> np.ndarray:
     texts = {(i,) for i in range(base)}
     spelled: list[tuple[int, ...]] = [(i,) for i in range(base)]
     merges: list[tuple[int, int]] = []
-    spent = 0
+    spent, budget = 0, min(TEXT_BUDGET, MOST_TABLE // base)
     for new in range(base, tokens):
-        longest = max(2, (TEXT_BUDGET - spent) // (tokens - new))
+        longest = max(2, (budget - spent) // (tokens - new))
         while True:
             a, b = divmod(int(counts.argmax()), tokens)
             if counts[a, b] < 2:
@@ -90,12 +91,19 @@ class Merger:
     Args:
         base: number of symbols.
         merges: [m 2] token pairs; all texts that they spell differ.
+
+    Raises:
+        ValueError: the merges spell texts that no fit leads to, and whose tables would fill the memory.
     """
 
     def __init__(self, base: int, merges: np.ndarray):
         self.base, self.size = base, base + len(merges)
         self.texts: list[tuple[int, ...]] = [(i,) for i in range(base)]
+        left = 4 * TEXT_BUDGET
         for a, b in merges.tolist():
+            left -= len(self.texts[a]) + len(self.texts[b])
+            if left < 0:  # every merge may double the text: 50 of them stand for 2^50 symbols
+                raise ValueError("the texts of its merges are too long")
             self.texts.append(self.texts[a] + self.texts[b])
         self.lengths = np.asarray([len(t) for t in self.texts], np.int32)
         # Of each token: its two halves and the rank of its merge; -1 for symbols.
@@ -253,6 +261,8 @@ def _suffix_automaton(texts: list[tuple[int, ...]], base: int) -> tuple[np.ndarr
             node = children[node][symbol]
         node_of.append(node)
         own[node] = token
+    if len(children) * base > 2 * MOST_TABLE:
+        raise ValueError("the texts of its merges have too many beginnings")
     goto = np.zeros((len(children), base), np.int32)
     fail = np.zeros(len(children), np.int32)
     longest = np.full(len(children), -1, np.int32)

@@ -21,7 +21,8 @@ import numpy as np
 from attrs import evolve
 
 from vla.codecs import CODEC_FILE, check_chunks, read_codec, write_codec
-from vla.errors import DataError, DecodeError, SettingsError, StoreError
+from vla.errors import DataError, DecodeError, SettingsError
+from vla.reading import reading
 from vla_tokenizer_fast.bpe import Merger, learn, spell
 from vla_tokenizer_fast.config import Fast
 from vla_tokenizer_fast.public import PublicFiles
@@ -218,7 +219,7 @@ class FastCodec:
     def load(self, folder: Path) -> FastCodec:
         """The codec stored there."""
         facts, arrays = read_codec(folder, "fast")
-        try:
+        with reading("a stored codec is damaged", folder, fix="fit it again"):
             codes, scale, public = int(facts["codes"]), float(facts["scale"]), bool(facts["public"])
             if not public:
                 low, base = int(facts["low"]), int(facts["high"]) - int(facts["low"]) + 1
@@ -233,10 +234,7 @@ class FastCodec:
                     or not scale > 0
                 ):
                     raise ValueError("merges of unknown tokens")
-        except (KeyError, ValueError, TypeError) as error:
-            raise StoreError(
-                "a stored codec is damaged", field=str(folder), got=repr(error), fix="fit it again"
-            ) from error
+                model = OwnMerges(low, base, merges)
         if codes != self.vocab_size:
             raise SettingsError(
                 "the stored codec has another number of ids than the settings say",
@@ -249,7 +247,7 @@ class FastCodec:
         if public:
             out._use(PublicFiles.read(folder))
         else:
-            out._model, out.shapes = OwnMerges(low, base, merges), shapes
+            out._model, out.shapes = model, shapes
         return out
 
     def _coefficients(self, chunks: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from vla.errors import DecodeError, SettingsError, StoreError
+from vla.reading import read_json, reading
 from vla_tokenizer_fast.bpe import Merger, spell
 
 CONFIG, TOKENIZER = "processor_config.json", "tokenizer.json"
@@ -46,22 +47,20 @@ class PublicFiles:
 
     def __init__(self, config: dict[str, Any], tokenizer: dict[str, Any], where: str):
         self.config, self.tokenizer = config, tokenizer
-        try:
+        with reading("these are no FAST processor files", where):
             self.scale, self.low = float(config["scale"]), int(config["min_token"])
             vocab: dict[str, int] = tokenizer["model"]["vocab"]
             merges = [m.split(" ") if isinstance(m, str) else m for m in tokenizer["model"]["merges"]]
             self.size = max(vocab.values()) + 1
             words = _check_supported(tokenizer, where)
             self._build(vocab, merges)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StoreError(
-                "these are no FAST processor files", field=where, got=repr(error)[:200], fix="copy them again"
-            ) from error
         self._words = words
 
     def _build(self, vocab: dict[str, int], merges: list[list[str]]) -> None:
         if not 0 < self.size <= MAX_SIZE or not self.scale > 0:
             raise ValueError(f"{self.size} ids, scale {self.scale}")
+        if len(vocab) > self.size or min(vocab.values()) < 0:
+            raise ValueError(f"{len(vocab)} texts for {self.size} ids")
         stand_in = byte_characters()
         self.table: dict[int, bytes] = {}  # what each id decodes to
         for text, i in vocab.items():
@@ -121,15 +120,10 @@ class PublicFiles:
     @classmethod
     def read(cls, folder: Path) -> PublicFiles:
         """The files in a folder."""
-        try:
-            config, tokenizer = (
-                json.loads((folder / name).read_text(encoding="utf-8")) for name in (CONFIG, TOKENIZER)
-            )
-        except (OSError, ValueError) as error:
-            raise StoreError(
-                "FAST processor files cannot be read", field=str(folder), got=str(error), fix="copy them again"
-            ) from error
-        return cls(config, tokenizer, str(folder))
+        return cls(
+            *(read_json(folder / name, "FAST processor files cannot be read") for name in (CONFIG, TOKENIZER)),
+            str(folder),
+        )
 
     def save(self, folder: Path) -> None:
         """Write both files."""

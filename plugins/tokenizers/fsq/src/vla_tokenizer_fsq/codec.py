@@ -10,7 +10,7 @@ Every row of `num_tokens` ids decodes: only a wrong number of ids, or ids out of
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from attrs import evolve
 
 from vla.codecs import CODEC_FILE, check_chunks, read_codec, write_codec
 from vla.errors import DataError, DecodeError, SettingsError, StoreError
+from vla.reading import FAULTS, read_json, reading, reason
 from vla_tokenizer_fsq import net
 from vla_tokenizer_fsq.config import HEAD_DIM, LEVELS, Fsq
 
@@ -189,9 +190,9 @@ class FsqCodec:
             if out._range is not None and (out._range.shape != (2, out.shape[1]) or not np.isfinite(out._range).all()):
                 raise ValueError(f"range {out._range.shape}")
             out.fit_rmse, out.fit_max = float(facts.get("fit_rmse", "nan")), float(facts.get("fit_max", "nan"))
-        except (KeyError, TypeError, ValueError) as error:
+        except FAULTS as error:
             raise StoreError(
-                "a stored codec is damaged", field=str(folder), got=repr(error), fix="fit it again"
+                "a stored codec is damaged", field=str(folder), got=reason(error), fix="fit it again"
             ) from error
         out._take(arrays, str(folder))
         return out
@@ -204,21 +205,22 @@ class FsqCodec:
             sorted((int(p.name), p) for p in path.iterdir() if p.is_dir() and p.name.isdigit()) if path.is_dir() else []
         )
         folder = steps[-1][1] if steps else path
-        try:
-            config = json.loads((folder / "config" / "metadata").read_text(encoding="utf-8"))
-            h, d = int(config["data_horizon"]), int(config["data_dim"])
-            sizes = {
-                name: type(getattr(self.settings, name))(config.get(name) or getattr(Fsq(), name)) for name in _SIZES
-            }
-            codes = int(config["target_codebook_size"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        about = folder / "config" / "metadata"
+        if not os.path.exists(about):
             raise SettingsError(
                 "this is no FSQ checkpoint of openpi",
                 field="tokenizer.source",
                 got=str(path),
                 expected="a folder STEP/ with params/ and config/metadata",
-                fix=f"correct the path ({error!r})",
-            ) from error
+                fix="correct the path",
+            )
+        config = read_json(about, "the config of an FSQ checkpoint is damaged")
+        with reading("the config of an FSQ checkpoint is damaged", about):
+            h, d = int(config["data_horizon"]), int(config["data_dim"])
+            sizes = {
+                name: type(getattr(self.settings, name))(config.get(name) or getattr(Fsq(), name)) for name in _SIZES
+            }
+            codes = int(config["target_codebook_size"])
         for name in ("causal", "use_state_conditioning"):
             if config.get(name):
                 raise SettingsError(

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from vla.errors import SettingsError, StoreError
+from vla.reading import MB, read_bytes
 from vla_tokenizer_paligemma.config import EMBEDDED, Paligemma
 
 MODEL_FILE = "tokenizer.model"  # inside assets/tokenizer/
@@ -15,6 +16,7 @@ VARIABLE = "VLA_PALIGEMMA_TOKENIZER"
 # Repositories of the hub that hold PaliGemma's tokenizer.model, looked up in the local cache only.
 HUB_REPOSITORIES = ("google/paligemma-3b-pt-224", "google/paligemma-3b-mix-224", "google/paligemma-3b-pt-448")
 PAD, EOS, BOS = 0, 1, 2
+MOST = 64 * MB  # of a model; PaliGemma's has 4 MB
 
 
 class SentencePieceText:
@@ -68,30 +70,30 @@ class SentencePieceText:
 def find_model(settings: Paligemma, folder: Path | None) -> tuple[bytes, str]:
     """Content and place of the SentencePiece model, from the first place that has it.
 
-    Order: the path in the settings; the model directory; the variable VLA_PALIGEMMA_TOKENIZER; the caches of openpi and
-    of the hub. The embedded model too is taken from the model directory when it is there: that is the one it was
-    trained with.
+    Order: the model directory, whatever its settings say: that is the one it was trained with, and a path that comes
+    with a model is not followed; the path in the settings, or the embedded model; the variable
+    VLA_PALIGEMMA_TOKENIZER; the caches of openpi and of the hub.
     """
     stored = None if folder is None else Path(folder) / MODEL_FILE
+    if stored is not None and os.path.lexists(stored):
+        return read_bytes(stored, MOST), str(stored)
     if settings.model == EMBEDDED:
-        if stored is not None and stored.is_file():
-            return _read(stored), str(stored)
         return (files("vla_tokenizer_paligemma") / "embedded.model").read_bytes(), "embedded"
     if settings.model:
         path = Path(settings.model).expanduser()
         path = path / MODEL_FILE if path.is_dir() else path
-        if not path.is_file():
+        if not os.path.exists(path):
             raise SettingsError(
                 "there is no SentencePiece model at this path",
                 field="tokenizer model",
                 got=str(path),
                 fix="correct the path, or set it to '' to search, or to 'embedded' for the small model",
             )
-        return _read(path), str(path)
+        return read_bytes(path, MOST), str(path)
     tried = []
     for what, path in _places(stored):
         if path is not None and path.is_file():
-            return _read(path), str(path)
+            return read_bytes(path, MOST), str(path)
         tried.append(f"{what}: {path or 'not set'}")
     raise SettingsError(
         "PaliGemma's tokenizer model (tokenizer.model, 257,152 pieces) was not found; looked in\n    "
@@ -125,15 +127,6 @@ def _hub_file(repository: str) -> Path | None:
     snapshots = Path(home).expanduser() / f"models--{repository.replace('/', '--')}" / "snapshots"
     found = sorted(snapshots.glob(f"*/{MODEL_FILE}"), key=lambda p: p.stat().st_mtime)
     return found[-1] if found else snapshots / "*" / MODEL_FILE
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise StoreError(
-            "a SentencePiece model cannot be read", field=str(path), got=str(error), fix="check the file"
-        ) from error
 
 
 def _load(content: bytes, where: str):  # noqa: ANN202 - a class of a package without types
