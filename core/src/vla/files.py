@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vla.errors import StoreError
+from vla.reading import check_file, parse_json, read_text, reading
 
 MANIFEST = "manifest.json"
 # A folder with one of these was written by us and may be replaced when the user says so; any other may not.
@@ -105,12 +106,10 @@ def verify_folder(folder: str | Path) -> str:
     """
     folder = Path(folder)
     text = read_text(folder / MANIFEST)
-    try:
-        files = json.loads(text)["files"]
+    with reading("the manifest is damaged", folder / MANIFEST):
+        files = parse_json(text, folder / MANIFEST, "the manifest is damaged")["files"]
         listed = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        files, listed = None, {}
-    if files is None or text != _manifest_text(files):
+    if text != _manifest_text(files):
         raise StoreError(
             "the manifest is damaged", field=str(folder / MANIFEST), fix="copy the folder again from its source"
         )
@@ -118,13 +117,11 @@ def verify_folder(folder: str | Path) -> str:
         file = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise StoreError("the manifest names a file outside its folder", field=str(folder / MANIFEST), got=name)
-        if not file.is_file():
-            raise StoreError("a file is missing", field=str(file), fix="copy the folder again from its source")
-        if file.stat().st_size != size:
+        if (there := check_file(file)) != size:
             raise StoreError(
                 "a file was cut short or has grown",
                 field=str(file),
-                got=f"{file.stat().st_size} bytes",
+                got=f"{there} bytes",
                 expected=f"{size} bytes",
                 fix="copy the folder again from its source",
             )
@@ -180,24 +177,6 @@ def write_text(path: str | Path, text: str, what: str = "the file") -> Path:
     with atomic_file(path, what) as temp:
         temp.write_text(text, encoding="utf-8")
     return Path(path)
-
-
-def read_text(path: Path) -> str:
-    """The text of a file.
-
-    Raises:
-        StoreError: it is missing or cannot be read.
-    """
-    try:
-        return path.read_text()
-    except FileNotFoundError as error:
-        raise StoreError(
-            "a file is missing",
-            field=str(path),
-            fix="the folder is incomplete: save it again, or copy it again from its source",
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise StoreError("a file cannot be read", field=str(path), got=str(error)) from error
 
 
 # ---- inside ---------------------------------------------------------------------------------------------------------

@@ -9,11 +9,11 @@ Light: standard library only, until a checkpoint is opened.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vla.errors import StoreError
+from vla.reading import COPY, read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,8 +111,9 @@ def open_checkpoint(folder: Path, *, verify: bool = True) -> ModelDir:
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    try:
-        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError("the checkpoint is damaged", field=str(folder / _STATE), got=str(error)) from error
-    return dict(state)
+    state: dict[str, Any] = read_json(folder / _STATE, "the checkpoint is damaged")
+    for key, kind in (("step", int), ("variant", str), ("config", dict)):
+        if not isinstance(state.get(key), kind):
+            got = f"{key} = {str(state.get(key))[:40]}"
+            raise StoreError("the checkpoint is damaged", field=str(folder / _STATE), got=got, fix=COPY)
+    return state

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from vla.errors import StoreError
-from vla.files import atomic_folder, read_text, verify_folder
+from vla.files import atomic_folder, verify_folder
+from vla.reading import read_json, safetensors_header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,7 +145,7 @@ def open_model(folder: str | Path, *, verify: bool = True) -> ModelDir:
         stats = load_stats(folder / STATS)
     assets = folder / ASSETS
     tokenizer = open_tokenizer(variant.parts["tokenizer"], variant.spec, assets if assets.is_dir() else None)
-    record = json.loads(read_text(folder / RECORD)) if (folder / RECORD).is_file() else {}
+    record = read_json(folder / RECORD, "the record of a model is damaged") if (folder / RECORD).is_file() else {}
     return ModelDir(folder, variant, folder / WEIGHTS, stats, tokenizer, record, digest)
 
 
@@ -173,7 +174,7 @@ def write_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:
 
 def read_header(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name -> (dtype as safetensors writes it, shape) of every array in the file; no array is read."""
-    return {name: (dtype, shape) for name, (dtype, shape, _) in _header(Path(path))[0].items()}
+    return {name: (dtype, shape) for name, (dtype, shape, _) in safetensors_header(path)[0].items()}
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
@@ -181,7 +182,7 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     import numpy as np
 
     path = Path(path)
-    table, start = _header(path)
+    table, start = safetensors_header(path)
     data = np.memmap(path, dtype=np.uint8, mode="c", offset=start) if path.stat().st_size > start else np.zeros(0, "u1")
     return {
         name: data[begin:end].view(_numpy_dtype(dtype, name, path)).reshape(shape)
@@ -215,27 +216,6 @@ def check_names(
 
 
 # ---- inside ---------------------------------------------------------------------------------------------------------
-
-
-def _header(path: Path) -> tuple[dict[str, tuple[str, tuple[int, ...], tuple[int, int]]], int]:
-    """({name: (dtype, shape, (begin, end))}, offset of the first byte of data)."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy"):  # the library checks the header: sizes, overlaps, gaps, length
-            pass
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            table = json.loads(file.read(length))
-    except FileNotFoundError as error:
-        raise StoreError("no such weight file", field=str(path)) from error
-    except (SafetensorError, OSError) as error:
-        raise StoreError(
-            "the weight file is damaged or is not safetensors", field=str(path), got=str(error), fix="copy it again"
-        ) from error
-    table.pop("__metadata__", None)
-    rows = {name: (t["dtype"], tuple(t["shape"]), tuple(t["data_offsets"])) for name, t in table.items()}
-    return rows, 8 + length
 
 
 def _numpy_dtype(name: str, tensor: str, path: Path) -> np.dtype:

@@ -6,7 +6,6 @@ tokenizer. What does not fit is one error, before anything is written.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from vla.datasets import ways_out
 from vla.embodiment import Embodiment, check_same, differences
 from vla.errors import DataError, SettingsError, StoreError
 from vla.fitting import MisfitError
+from vla.reading import read_json
 from vla.registry import listed
 from vla.runs import find_model, is_checkpoint
 from vla.store import ASSETS, RECORD, STATS, WEIGHTS, open_model
@@ -231,7 +231,7 @@ def check_same_robot(model: Any, dataset: Any, allow_change: bool, note: Callabl
     file = None if isinstance(model, Variant) else Path(model).expanduser() / RECORD
     if file is None or not file.is_file():
         return
-    mine = Embodiment.from_table(json.loads(file.read_text()).get("embodiment"))
+    mine = Embodiment.from_table(read_json(file, "the record of a model is damaged").get("embodiment"))
     theirs = Embodiment.of(dataset.info)
     if not allow_change:
         fix = f"if it means the same, set what the data should say, e.g. --set data.stride=2: {ways_out(mine, theirs)}"

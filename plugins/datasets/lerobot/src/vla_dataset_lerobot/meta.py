@@ -7,8 +7,8 @@ v3.0: meta/info.json, meta/tasks.parquet, meta/episodes/*/*.parquet; many episod
 
 from __future__ import annotations
 
-import json
 import os
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,9 +18,12 @@ import pyarrow.parquet as pq
 from attrs import frozen
 
 from vla.errors import DataError
+from vla.reading import MB, MOST_ROWS, check_file, read_json, read_jsonl, read_text, reading
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 IMAGE_PREFIX = "observation.images."
+MOST_FOOTER = 64 * MB  # of a parquet file: its metadata, about 150 bytes for each column of each row group
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w{0,40})(?::0?([1-9]\d?)d)?\}")
 
 
 @frozen
@@ -125,7 +128,8 @@ def _snapshot(folder: Path) -> Path | None:
     if not snapshots.is_dir():
         return None
     main = folder / "refs" / "main"
-    names = [main.read_text().strip()] if main.is_file() else sorted(p.name for p in snapshots.iterdir())
+    current = [read_text(main, 1024, DataError).strip()] if main.is_file() else []
+    names = current or sorted(p.name for p in snapshots.iterdir())
     for name in reversed(names):
         if (snapshots / name / "meta" / "info.json").is_file():
             return snapshots / name
@@ -139,7 +143,7 @@ def read_meta(root: Path) -> Meta:
         DataError: a file is missing or damaged, or the version is not one of `VERSIONS`.
     """
     file = root / "meta" / "info.json"
-    info = _read_json(file)
+    info = read_json(file, "a metadata file cannot be read", error=DataError)
     version = str(info.get("codebase_version", ""))
     version = version if version.startswith("v") else f"v{version}"
     if version not in VERSIONS:
@@ -154,13 +158,9 @@ def read_meta(root: Path) -> Meta:
         if not info.get(key):
             raise DataError("the dataset's metadata is incomplete", field=f"{file}: {key}", got=info.get(key))
     read = _read_v3 if version == "v3.0" else _read_v2
-    try:
+    fix = "copy the folder meta/ again from where the dataset came from"
+    with reading("the dataset's metadata is damaged", root / "meta", DataError, fix):
         tasks, lengths, data_files, clips = read(root, info)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise DataError(
-            "the dataset's metadata is damaged", field=str(root / "meta"), got=f"{type(error).__name__}: {error}",
-            fix="copy the folder meta/ again from where the dataset came from",
-        ) from error  # fmt: skip
     if not len(lengths) or not lengths.sum():
         raise DataError("the dataset is empty: it has no frame", field=str(root), fix="record at least one episode")
     for data_file in data_files:
@@ -186,8 +186,9 @@ _Found = tuple[dict[int, str], np.ndarray, list[Path], dict[str, list[Clip]]]
 
 
 def _read_v2(root: Path, info: dict[str, Any]) -> _Found:
-    tasks = {int(row["task_index"]): str(row["task"]) for row in _read_jsonl(root / "meta" / "tasks.jsonl")}
-    episodes = sorted(_read_jsonl(root / "meta" / "episodes.jsonl"), key=lambda row: row["episode_index"])
+    rows = {name: read_jsonl(root / "meta" / f"{name}.jsonl", error=DataError) for name in ("tasks", "episodes")}
+    tasks = {int(row["task_index"]): str(row["task"]) for row in rows["tasks"]}
+    episodes = sorted(rows["episodes"], key=lambda row: row["episode_index"])
     size = int(info.get("chunks_size") or 1000)
     places = [
         {"episode_chunk": row["episode_index"] // size, "episode_index": row["episode_index"]} for row in episodes
@@ -232,25 +233,27 @@ def _video_keys(info: dict[str, Any]) -> list[str]:
 
 
 def _inside(root: Path, template: str, **values: Any) -> Path:
-    """A path made from a template of info.json, which must stay inside the dataset."""
-    relative = PurePosixPath(template.format(**values))
+    """A path made from a template of info.json, which must stay inside the dataset.
+
+    The template is parsed, not formatted: `{0:10000000000}` would fill the memory, `{a.b}` looks into objects.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        name, width = match[1], int(match[2] or 0)
+        if name not in values:
+            raise DataError(
+                "a path of info.json has an unknown placeholder", field=f"{root}/meta/info.json", got=match[0],
+                expected=", ".join(f"{{{known}}}" for known in values),
+            )  # fmt: skip
+        return f"{values[name]:0{width}d}" if width else str(values[name])
+
+    text = _PLACEHOLDER.sub(fill, template)
+    if "{" in text.replace("{{", "") or "\0" in text:
+        raise DataError("a path of info.json cannot be read", field=f"{root}/meta/info.json", got=template)
+    relative = PurePosixPath(text)
     if relative.is_absolute() or ".." in relative.parts:
         raise DataError("a path of info.json leads out of the dataset", field=f"{root}/meta/info.json", got=template)
     return root / relative
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError("a metadata file cannot be read", field=str(file), got=error, fix="copy it again") from error
-
-
-def _read_jsonl(file: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise DataError("a metadata file cannot be read", field=str(file), got=error, fix="copy it again") from error
 
 
 def read_parquet(file: Path, columns: list[str] | None = None) -> pa.Table:
@@ -270,12 +273,12 @@ def read_parquet(file: Path, columns: list[str] | None = None) -> pa.Table:
 
 def open_parquet(file: Path, footer: pq.FileMetaData | None = None) -> pq.ParquetFile:
     """An open parquet file, memory-mapped. With many row groups, reading its footer again takes most of the time."""
+    check_file(file, DataError)
     try:
-        return pq.ParquetFile(file, memory_map=True, metadata=footer)
-    except FileNotFoundError as error:
-        raise DataError(
-            "a parquet file of the dataset is missing", field=str(file), fix="copy the dataset completely"
-        ) from error
+        return pq.ParquetFile(
+            file, memory_map=True, metadata=footer, thrift_string_size_limit=MOST_FOOTER,
+            thrift_container_size_limit=MOST_ROWS,
+        )  # fmt: skip
     except (OSError, pa.ArrowException) as error:
         raise damaged(file, error) from error
 
