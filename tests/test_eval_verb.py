@@ -103,11 +103,11 @@ def test_demonstrations_that_moved_or_changed_are_asked_for(world, tmp_path, cap
              "--against", "mean-action", "--json"]  # fmt: skip
 
     def said(**record) -> str:
-        from vla.files import write_manifest
+        from vla.manifest import write_manifest
 
         facts = {**json.loads((world[0] / "record.json").read_text()), **record}
         (model / "record.json").write_text(json.dumps(facts))
-        write_manifest(model)
+        write_manifest(model, "model")
         assert main(words) == 2
         return capsys.readouterr().err
 

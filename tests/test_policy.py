@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import vla
-from vla import files, store
+from vla import manifest, store
 from vla.cli import main
 from vla.errors import DataError, PartError, SettingsError, StoreError
 from vla.policy import ActionError, Policy, untrained
@@ -209,7 +209,7 @@ def test_weights_of_another_variant_are_refused(saved, tmp_path):
     shutil.copytree(saved[1], folder)
     text = (folder / "variant.toml").read_text()
     (folder / "variant.toml").write_text(text.replace("depth = 2", "depth = 3"))
-    files.write_manifest(folder)
+    manifest.write_manifest(folder, "model")
     with pytest.raises(StoreError, match=r"missing \(\d+\): backbone\.llm\.layers\.2"):
         vla.open(folder)
 
@@ -221,7 +221,7 @@ def test_a_missing_plugin_says_what_to_install(saved, tmp_path):
     assert 'from = "vla-head-ki' in text
     changed = text.replace('part = "ki"', 'part = "telepathy"').replace("vla-head-ki ", "vla-head-telepathy ")
     (folder / "variant.toml").write_text(changed)
-    files.write_manifest(folder)
+    manifest.write_manifest(folder, "model")
     with pytest.raises(PartError, match="pip install vla-head-telepathy"):
         vla.open(folder)
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla import files, store
+from vla import files, manifest, store
 from vla.errors import StoreError
 
 
@@ -52,7 +52,7 @@ def leftovers(folder):
 
 def test_what_is_written_is_read_back_bit_for_bit(tmp_path):
     folder = saved(tmp_path / "model")
-    files.verify_folder(folder)
+    manifest.verify_folder(folder)
     back = store.read_weights(folder / "model.safetensors")
     assert set(back) == set(weights())
     for name, array in weights().items():
@@ -68,7 +68,7 @@ def test_what_is_written_is_read_back_bit_for_bit(tmp_path):
 def test_weights_may_be_changed_in_memory_without_changing_the_file(tmp_path):
     folder = saved(tmp_path / "model")
     store.read_weights(folder / "model.safetensors")["ids"][:] = 7
-    files.verify_folder(folder)
+    manifest.verify_folder(folder)
 
 
 def test_equal_weights_give_equal_bytes(tmp_path):
@@ -99,7 +99,7 @@ def test_every_flipped_bit_and_every_cut_is_found(tmp_path_factory, data):
         content = content[: data.draw(st.integers(0, len(content) - 1))]
     file.write_bytes(content)
     with pytest.raises(StoreError) as caught:
-        files.verify_folder(folder)
+        manifest.verify_folder(folder)
     # A flip inside the manifest may read as another digest for some file; the message names that file.
     assert file.name in str(caught.value) or file.name == "manifest.json"
 
@@ -108,17 +108,17 @@ def test_a_missing_file_is_named(tmp_path):
     folder = saved(tmp_path / "model")
     (folder / "assets/tokenizer/codec.json").unlink()
     with pytest.raises(StoreError, match=r"missing[\s\S]*codec\.json"):
-        files.verify_folder(folder)
+        manifest.verify_folder(folder)
     (folder / "manifest.json").unlink()
     with pytest.raises(StoreError, match=r"missing[\s\S]*manifest\.json"):
-        files.verify_folder(folder)
+        manifest.verify_folder(folder)
 
 
 def test_a_manifest_cannot_point_outside_its_folder(tmp_path):
     folder = saved(tmp_path / "model")
-    (folder / "manifest.json").write_text(files._manifest_text({"../secret": {"size": 1, "sha256": "0"}}))
+    (folder / "manifest.json").write_text(manifest._manifest_text({"../secret": {"size": 1, "sha256": "0"}}))
     with pytest.raises(StoreError, match="outside"):
-        files.verify_folder(folder)
+        manifest.verify_folder(folder)
 
 
 def test_nothing_is_overwritten_without_permission(tmp_path):
@@ -128,14 +128,14 @@ def test_nothing_is_overwritten_without_permission(tmp_path):
         saved(folder)
     assert (folder / "manifest.json").read_bytes() == before
     saved(folder, overwrite=True)
-    files.verify_folder(folder)
+    manifest.verify_folder(folder)
     assert leftovers(tmp_path) == []
 
 
 def test_a_stranger_s_folder_is_never_replaced(tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("years of work")
-    with pytest.raises(StoreError, match="not written by vla"):
+    with pytest.raises(StoreError, match="file that vla did not write|no manifest of vla"):
         saved(tmp_path / "home", overwrite=True)
     assert (tmp_path / "home" / "thesis.tex").read_text() == "years of work"
     (tmp_path / "file").write_text("x")
@@ -145,7 +145,7 @@ def test_a_stranger_s_folder_is_never_replaced(tmp_path):
 
 def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "model").mkdir()
-    files.verify_folder(saved(tmp_path / "model"))
+    manifest.verify_folder(saved(tmp_path / "model"))
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -153,13 +153,13 @@ def test_an_error_inside_leaves_nothing_and_keeps_the_old(tmp_path, overwrite):
     target = tmp_path / "model"
     if overwrite:
         saved(target)
-    with pytest.raises(RuntimeError, match="boom"), files.atomic_folder(target, overwrite=overwrite) as temp:
+    with pytest.raises(RuntimeError, match="boom"), files.atomic_folder(target, "model", overwrite=overwrite) as temp:
         (temp / "half").write_text("x")
         raise RuntimeError("boom")
     assert leftovers(tmp_path) == []
     assert target.exists() == overwrite
     if overwrite:
-        files.verify_folder(target)
+        manifest.verify_folder(target)
 
 
 def test_a_full_disk_is_one_clear_error_at_every_write(tmp_path, monkeypatch):
@@ -187,7 +187,7 @@ def test_a_full_disk_is_one_clear_error_at_every_write(tmp_path, monkeypatch):
             break
     assert k > 5  # every file and the folders were synced
     monkeypatch.setattr(os, "fsync", real)
-    files.verify_folder(tmp_path / "model")
+    manifest.verify_folder(tmp_path / "model")
 
 
 def test_a_real_write_limit_leaves_nothing(tmp_path):
@@ -223,9 +223,9 @@ def test_a_read_only_place_is_one_clear_error(tmp_path, monkeypatch):
 
 
 def test_an_error_of_the_caller_is_not_blamed_on_the_disk(tmp_path):
-    with pytest.raises(ZeroDivisionError), files.atomic_folder(tmp_path / "x"):
+    with pytest.raises(ZeroDivisionError), files.atomic_folder(tmp_path / "x", "model"):
         _ = 1 / 0
-    with pytest.raises(FileNotFoundError), files.atomic_folder(tmp_path / "deep" / "x"):
+    with pytest.raises(FileNotFoundError), files.atomic_folder(tmp_path / "deep" / "x", "model"):
         (tmp_path / "nowhere").read_text()
     assert list((tmp_path / "deep").iterdir()) == []
 

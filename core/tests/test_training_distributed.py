@@ -14,7 +14,7 @@ for needed in ("torch", "vla_head_flow", "vla_llm_gemma", "vla_vision_siglip", "
     pytest.importorskip(needed)
 
 from vla.errors import SettingsError  # noqa: E402
-from vla.files import verify_folder  # noqa: E402
+from vla.manifest import verify_folder  # noqa: E402
 from vla.testing.closeness import close  # noqa: E402
 from vla.training import checkpoints, loop  # noqa: E402
 from vla.training.metrics import read_metrics  # noqa: E402

@@ -15,7 +15,8 @@ for plugin in ("vla_head_flow", "vla_llm_gemma", "vla_vision_siglip", "vla_backb
     pytest.importorskip(plugin)
 
 from vla.errors import DataError, StoreError  # noqa: E402
-from vla.files import verify_folder  # noqa: E402
+from vla.files import atomic_folder  # noqa: E402
+from vla.manifest import verify_folder  # noqa: E402
 from vla.store import read_weights  # noqa: E402
 from vla.training import checkpoints, loop  # noqa: E402
 from vla.training.config import TrainingError  # noqa: E402
@@ -113,7 +114,7 @@ def test_killed_at_random_points_and_resumed_it_ends_the_same(tmp_path, whole):
 
     def check(out):
         assert same(state_of(out, 20), state_of(whole.out, 20))
-        assert not [*out.rglob(".tmp-*"), *out.rglob(".old-*")]
+        assert not [*out.rglob(".tmp-*"), *out.rglob(".old-*"), *out.rglob(".gone-*")]
         ours, theirs = ([(r["step"], r["loss"]) for r in read_metrics(o)] for o in (out, whole.out))
         assert ours == theirs
         assert world.ids_seen(out) == [expected.ids(k).tolist() for k in range(20)]
@@ -126,13 +127,28 @@ def test_killed_at_random_points_and_resumed_it_ends_the_same(tmp_path, whole):
 
 def test_a_folder_moved_aside_by_a_killed_process_comes_back_or_goes(tmp_path):
     """Both sides of the moment between the two renames that replace a folder."""
-    for name in (".old-model-0123abcd/x", "model/x", ".old-adapter-0123abcd/x", "checkpoints/.tmp-step-00000002-0/x"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).write_text(name)
+    for name in ("model", ".old-model-0123abcd", ".old-adapter-0123abcd", "checkpoints/.gone-step-00000002-0123abcd"):
+        with atomic_folder(tmp_path / name, "model") as temp:
+            (temp / "x").write_text(name)
+    for name in ("checkpoints/.tmp-step-00000002-0123abcd", ".tmp-of-mine", ".old-notes-0123abcd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text("x")
+    (tmp_path / ".old-model-0123abcd" / "mine.txt").write_text("put there by hand")
     checkpoints.sweep(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "checkpoints", "model"]
-    assert [(tmp_path / n / "x").read_text() for n in ("model", "adapter")] == ["model/x", ".old-adapter-0123abcd/x"]
-    assert not [*tmp_path.rglob(".tmp-*")]
+    checkpoints.sweep(tmp_path)
+    strangers = [".old-model-0123abcd", ".old-notes-0123abcd", ".tmp-of-mine"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*strangers, "adapter", "checkpoints", "model"]
+    assert [(tmp_path / n / "x").read_text() for n in ("model", "adapter")] == ["model", ".old-adapter-0123abcd"]
+    assert [p.name for p in (tmp_path / ".old-model-0123abcd").iterdir()] == ["mine.txt"]
+    assert not [*(tmp_path / "checkpoints").iterdir()]
+
+
+def test_what_an_older_vla_left_while_it_pruned_goes(tmp_path):
+    with atomic_folder(tmp_path / "checkpoints" / "step-00000003", "checkpoint") as temp:
+        (temp / "x").write_text("x")
+    (tmp_path / "checkpoints" / "step-00000003").rename(tmp_path / "checkpoints" / ".old-step-00000003")
+    checkpoints.sweep(tmp_path)
+    assert not [*(tmp_path / "checkpoints").iterdir()]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,161 +1,177 @@
-"""How files and folders are written so that each is either whole or not there, and how they are checked.
+"""How files and folders are written, so that each is either whole or not there.
 
-A folder that we write holds manifest.json: size and SHA-256 of every other file, written last.
+Nothing is replaced or removed that we did not write: of folders only those of the same kind that hold exactly the files
+of their manifest (`vla.manifest`), and of what is in them only those files.
+
+What is being written is called `.tmp-NAME-XXXXXXXX` and lies beside its place; a folder that makes room for another is
+called `.old-NAME-XXXXXXXX` until the other is in place, and `.gone-NAME-XXXXXXXX` while it is removed. A process that
+is killed leaves these behind; `sweep`, with which the next write to the same place begins, puts back or removes them.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
+import re
 import shutil
+import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from vla.errors import StoreError
-from vla.reading import check_file, parse_json, read_text, reading
+from vla.manifest import remove_listed, strange, write_manifest
 
-MANIFEST = "manifest.json"
-# A folder with one of these was written by us and may be replaced when the user says so; any other may not.
-OURS = (MANIFEST, "variant.toml")
-
-# ---- folders -------------------------------------------------------------------------------------------------------
+# ---- folders --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def atomic_folder(
-    path: str | Path, *, overwrite: bool = False, marker: str | tuple[str, ...] = OURS, manifest: bool = True
-) -> Iterator[Path]:
+def atomic_folder(path: str | Path, kind: str, *, overwrite: bool = False) -> Iterator[Path]:
     """Write a folder all or nothing: yields an empty folder beside `path`, which takes its place when the block ends.
 
     Leaving the block writes the manifest, syncs every file to disk and renames. An exception inside the block, a full
     disk or Ctrl-C removes what was written and leaves an older folder at `path` untouched. After a power cut at any
     moment `path` is the old folder, the new one, or (between two renames) absent with the old one beside it as
-    `.old-*`; never a mixture.
+    `.old-*`, until the next write puts it back; never a mixture. A symbolic link at `path` is followed.
 
     Args:
         path: where the folder shall be. An empty folder there is fine.
-        overwrite: replace a folder that is there, if it has a file named in `marker`.
-        marker: file names by which a folder is known to be one of these.
-        manifest: write manifest.json.
+        kind: what the manifest says the folder is (model, report, ...); "": no manifest, and it is never replaced.
+        overwrite: replace a folder that is there, if it is one of this kind (`strange`).
 
     Raises:
         StoreError: `path` is taken, or cannot be written.
     """
-    path = Path(path).expanduser().absolute()
-    refuse_taken(path, overwrite, (marker,) if isinstance(marker, str) else marker)
-    temp = path.parent / f".tmp-{path.name}-{uuid.uuid4().hex[:8]}"
+    path = _place(path)
+    sweep(path.parent, re.escape(path.name))
+    refuse_taken(path, kind, overwrite)
+    temp, held = _beside(path, "tmp"), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temp.mkdir()
-        yield temp
-        if manifest:
-            write_manifest(temp)
-        _sync_tree(temp)
-        _take_place(temp, path)
+        held = _hold(temp)
     except OSError as error:
-        if not _while_writing(error, path.parent):
-            raise  # the caller failed to read something
+        shutil.rmtree(temp, ignore_errors=True)
         raise _write_error(error, path) from error
+    try:
+        try:
+            yield temp
+        except OSError as error:
+            if not _while_writing(error, path.parent):
+                raise  # the caller failed to read something
+            raise _write_error(error, path) from error
+        try:
+            if kind:
+                write_manifest(temp, kind)
+            _sync_tree(temp)
+            _take_place(temp, path)
+        except OSError as error:
+            raise _write_error(error, path) from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
+        if held is not None:
+            os.close(held)
 
 
-def refuse_taken(path: Path, overwrite: bool, marker: tuple[str, ...] = OURS) -> None:
+def refuse_taken(path: str | Path, kind: str, overwrite: bool) -> None:
     """Refuse a place where `atomic_folder` would not put a folder.
 
     Raises:
         StoreError: `path` is a file, or a folder that is not to be replaced.
     """
+    path = _place(path)
     if not path.exists():
         return
     if not path.is_dir():
         raise StoreError("a file is in the way", field=str(path), fix="choose another --out")
     if not any(path.iterdir()):
         return
-    if not overwrite:
-        raise StoreError("the folder is already there", field=str(path), fix="choose another --out, or add --overwrite")
-    if not any((path / name).exists() for name in marker):
+    if not overwrite or not kind:
+        or_so = ", or add --overwrite" if kind else ""
+        raise StoreError("the folder is already there", field=str(path), fix="choose another --out" + or_so)
+    if problem := strange(path, kind):
         raise StoreError(
-            "this folder was not written by vla, so it will not be replaced",
+            "this folder was not written by vla, or is not as vla wrote it, so it will not be replaced",
             field=str(path),
-            expected=f"a folder with {' or '.join(marker)}",
-            fix="choose another --out, or remove the folder yourself",
+            got=problem,
+            expected=f"a folder of kind {kind} that is as vla wrote it",
+            fix=f"choose another --out, or remove the folder yourself: rm -r {path}",
         )
 
 
-def write_manifest(folder: Path) -> None:
-    """List size and SHA-256 of every file under `folder` in its manifest.json."""
-    files = {
-        str(file.relative_to(folder).as_posix()): {"size": file.stat().st_size, "sha256": _sha256(file)}
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file != folder / MANIFEST
-    }
-    (folder / MANIFEST).write_text(_manifest_text(files))
+def remove_folder(folder: Path) -> None:
+    """Remove the files of a folder's manifest, and the folder when nothing else is in it.
 
-
-def verify_folder(folder: str | Path) -> str:
-    """Check every file that the manifest lists; gives the SHA-256 of the manifest itself.
-
-    Raises:
-        StoreError: the manifest is missing or damaged, or a file is missing, truncated or changed; it names the file.
+    It is renamed first, so that a half-removed folder never looks like a whole one.
     """
-    folder = Path(folder)
-    text = read_text(folder / MANIFEST)
-    with reading("the manifest is damaged", folder / MANIFEST):
-        files = parse_json(text, folder / MANIFEST, "the manifest is damaged")["files"]
-        listed = {name: (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
-    if text != _manifest_text(files):
-        raise StoreError(
-            "the manifest is damaged", field=str(folder / MANIFEST), fix="copy the folder again from its source"
-        )
-    for name, (size, digest) in listed.items():
-        file = folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise StoreError("the manifest names a file outside its folder", field=str(folder / MANIFEST), got=name)
-        if (there := check_file(file)) != size:
-            raise StoreError(
-                "a file was cut short or has grown",
-                field=str(file),
-                got=f"{there} bytes",
-                expected=f"{size} bytes",
-                fix="copy the folder again from its source",
-            )
-        if _sha256(file) != digest:
-            raise StoreError(
-                "a file is not what was saved: some of its bytes changed",
-                field=str(file),
-                expected=f"SHA-256 {digest[:16]}...",
-                fix="copy the folder again from its source",
-            )
-    return hashlib.sha256(text.encode()).hexdigest()
+    folder = _place(folder)
+    gone = _beside(folder, "gone")
+    os.rename(folder, gone)
+    remove_listed(gone)
 
 
-# ---- files ---------------------------------------------------------------------------------------------------------
+def sweep(folder: Path, names: str) -> None:
+    """Put back or remove what killed processes left in `folder` when they wrote there.
+
+    Args:
+        names: a regular expression of the names whose leftovers are looked for.
+    """
+    pattern = re.compile(rf"\.(tmp|old|gone)-({names})(-[0-9a-f]{{8}})?")  # before 0.2, `.old-NAME` was being removed
+    if not folder.is_dir():
+        return
+    for left in sorted(folder.iterdir()):
+        match = pattern.fullmatch(left.name)
+        if not match or left.is_symlink():
+            continue
+        what, name, number = match.groups()
+        if number and _is_held(folder / f".tmp-{name}{number}"):
+            continue  # its process lives
+        with suppress(OSError):
+            if what == "tmp":
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            elif what == "old" and number and not (folder / name).exists():
+                os.rename(left, folder / name)
+            else:
+                remove_listed(left)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def atomic_file(path: str | Path, what: str = "the file") -> Iterator[Path]:
-    """Write one file whole or not at all: yields a path beside it, whose file takes its place when the block ends.
+def atomic_file(path: str | Path, what: str = "the file", ours: bytes | None = None) -> Iterator[Path]:
+    """Write one file whole or not at all: yields an empty file beside it, which takes its place when the block ends.
 
-    Folders above it are made; when the file cannot be written, those made for it are removed again.
+    Folders above it are made; when the file cannot be written, those made for it are removed again. A symbolic link is
+    followed, a device or a pipe is written to.
 
     Args:
         path: where the file shall be.
         what: the beginning of the message when it cannot be written.
+        ours: bytes in the first 4 KiB of every file that may be replaced; None: any may.
 
     Raises:
-        StoreError: it cannot be written.
+        StoreError: it cannot be written, or another file is in the way.
     """
-    path = Path(path).expanduser().absolute()
-    temp = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
+    given = Path(path).expanduser()
+    if given.exists() and not given.is_file() and not given.is_dir():
+        yield given
+        return
+    path = _place(path)
+    sweep(path.parent, re.escape(path.name))
+    if ours is not None and path.is_file() and (head := path.open("rb").read(4096)) and ours not in head:
+        fix = f"choose another place, or remove the file yourself: rm {path}"
+        raise StoreError("a file is in the way that vla did not write", field=str(path), fix=fix)
+    temp, held = _beside(path, "tmp"), None
     made = [folder for folder in path.parents if not folder.exists()]
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
+        temp.touch()
+        held = _hold(temp)
         yield temp
         _sync(temp)
         os.replace(temp, path)
@@ -170,22 +186,101 @@ def atomic_file(path: str | Path, what: str = "the file") -> Iterator[Path]:
         raise _write_error(error, path, what) from error
     finally:
         _discard(temp)
+        if held is not None:
+            os.close(held)
 
 
-def write_text(path: str | Path, text: str, what: str = "the file") -> Path:
-    """Write one file whole or not at all; gives its path."""
-    with atomic_file(path, what) as temp:
+def write_text(path: str | Path, text: str, what: str = "the file", ours: bytes | None = None) -> Path:
+    """Write one file whole or not at all (`atomic_file`); gives its path."""
+    with atomic_file(path, what, ours) as temp:
         temp.write_text(text, encoding="utf-8")
-    return Path(path)
+    return Path(path).expanduser()
+
+
+def open_own(path: Path) -> IO[str]:
+    """Open a text file that we keep in a folder, to read and to append; made when it is not there.
+
+    Raises:
+        StoreError: it is a link, has another name besides, or is no regular file: whoever may write to the folder
+            could have us write elsewhere.
+        OSError: it cannot be opened.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # the latter: a pipe does not make us wait
+    problem, handle = "", -1
+    try:
+        handle = os.open(path, flags, 0o666)
+        facts = os.fstat(handle)
+        if not stat.S_ISREG(facts.st_mode):
+            problem = "not a regular file"
+        elif facts.st_nlink != 1:
+            problem = f"a file with {facts.st_nlink} names"
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):
+            problem = "a symbolic link"
+        elif error.errno in (errno.EISDIR, errno.ENXIO, errno.ENOTDIR):
+            problem = "not a regular file"
+        else:
+            raise
+    if problem:
+        if handle >= 0:
+            os.close(handle)
+        fix = f"choose another --out, or remove it yourself: rm {path}"
+        raise StoreError("something else is in the place of a file of vla", field=str(path), got=problem, fix=fix)
+    return os.fdopen(handle, "r+", encoding="utf-8")
 
 
 # ---- inside ---------------------------------------------------------------------------------------------------------
 
 
+def _place(path: str | Path) -> Path:
+    """Where a path leads: `~` and symbolic links are followed."""
+    try:
+        return Path(os.path.realpath(Path(path).expanduser()))
+    except (RuntimeError, ValueError) as error:  # ~nobody; a null byte
+        raise StoreError("this is no path", field=str(path), got=str(error)) from error
+
+
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f".{what}-{path.name}-{uuid.uuid4().hex[:8]}")
+
+
+def _hold(temp: Path) -> int | None:
+    """A lock on what is being written, which dies with its process, so that `sweep` knows leftovers from work."""
+    try:
+        import fcntl
+    except ImportError:  # a system without it: nothing is swept
+        return None
+    handle = os.open(temp, os.O_RDONLY)
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(handle, fcntl.LOCK_SH)
+    return handle
+
+
+def _is_held(temp: Path) -> bool:
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        handle = os.open(temp, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 def _take_place(temp: Path, path: Path) -> None:
     old = None
     if path.exists() and any(path.iterdir()):
-        old = path.parent / f".old-{path.name}-{uuid.uuid4().hex[:8]}"
+        old = path.with_name(temp.name.replace(".tmp-", ".old-", 1))
         os.rename(path, old)
     try:
         os.rename(temp, path)  # an empty folder at `path` is replaced
@@ -195,7 +290,10 @@ def _take_place(temp: Path, path: Path) -> None:
         raise
     _sync(path.parent)
     if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):  # the new folder is in place; a next write sweeps what is left of the old one
+            gone = path.with_name(temp.name.replace(".tmp-", ".gone-", 1))
+            os.rename(old, gone)
+            remove_listed(gone)
 
 
 def _while_writing(error: OSError, parent: Path) -> bool:
@@ -217,6 +315,7 @@ def _write_error(error: OSError, path: Path, what: str = "the folder") -> StoreE
         errno.EPERM: "you may not write there: choose another --out, or change the permissions",
         errno.ENOTDIR: "a file is in the way: choose another --out",
         errno.EEXIST: "a file is in the way: choose another --out",
+        errno.EISDIR: "a folder is in the way: choose another name",
     }
     return StoreError(
         f"{what} could not be written; nothing was left behind",
@@ -224,15 +323,6 @@ def _write_error(error: OSError, path: Path, what: str = "the folder") -> StoreE
         got=error.strerror or str(error),
         fix=fixes.get(error.errno or 0, "choose another --out"),
     )
-
-
-def _manifest_text(files: Mapping[str, Any]) -> str:
-    return json.dumps({"vla": 1, "files": files}, indent=1, sort_keys=True) + "\n"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _discard(temp: Path) -> None:

@@ -86,13 +86,13 @@ def open_checkpoint(folder: Path, *, verify: bool = True) -> ModelDir:
         StoreError: a file is missing or damaged.
         PartError: a part is not installed.
     """
-    from vla.files import verify_folder
+    from vla.manifest import verify_folder
     from vla.store import ASSETS, STATS, ModelDir
     from vla.tokenizer import open_tokenizer
-    from vla.training.checkpoints import FILES
+    from vla.training.checkpoints import CONTENT, FILES
     from vla.transforms.stats import load_stats
 
-    digest = verify_folder(folder) if verify else ""
+    digest = verify_folder(folder, CONTENT) if verify else ""
     variant, state = checkpoint_variant(folder), dict(_state(folder))
     stats = load_stats(folder / STATS) if (folder / STATS).is_file() else None
     tokenizer = open_tokenizer(variant.parts["tokenizer"], variant.spec, folder / ASSETS)

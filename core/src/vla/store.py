@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from vla.errors import StoreError
-from vla.files import atomic_folder, verify_folder
+from vla.files import atomic_folder
+from vla.manifest import verify_folder
 from vla.reading import read_json, safetensors_header
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 VARIANT, WEIGHTS, STATS = "variant.toml", "model.safetensors", "norm_stats.json"
 RECORD, ASSETS = "record.json", "assets"
+KIND = "model"  # of the folder, in its manifest
 
 
 @frozen
@@ -75,9 +77,9 @@ def save_model(
         record: plain values (JSON) about the run.
         overwrite: replace a model directory that is there.
     """
-    with atomic_folder(folder, overwrite=overwrite) as temp:
+    with atomic_folder(folder, KIND, overwrite=overwrite) as temp:
         write_model(temp, variant, weights, stats, tokenizer, record=record)
-    return Path(folder)
+    return Path(folder).expanduser()
 
 
 def write_model(
@@ -132,7 +134,7 @@ def open_model(folder: str | Path, *, verify: bool = True) -> ModelDir:
             field=str(folder / WEIGHTS),
             fix=f"train it: vla train {folder} --data DATA",
         )
-    digest = verify_folder(folder) if verify else ""
+    digest = verify_folder(folder, (VARIANT, WEIGHTS, STATS, RECORD, ASSETS)) if verify else ""
 
     from vla.compose import read_variant
     from vla.tokenizer import open_tokenizer
@@ -163,8 +165,11 @@ def write_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:
             raise StoreError("an array of objects cannot be saved", field=name)
     # reshape: ascontiguousarray makes a 0-d array 1-d
     dense = {name: np.ascontiguousarray(weights[name]).reshape(weights[name].shape) for name in sorted(weights)}
+    path.touch()
+    mode = path.stat().st_mode  # what the umask says; the library would choose 0600
     try:
         save_file(dense, path)
+        path.chmod(mode)
     except SafetensorError as error:  # it wraps the operating system's error in a text
         number = next((n for n in (errno.ENOSPC, errno.EFBIG, errno.EROFS) if f"os error {n})" in str(error)), None)
         if number is None:

@@ -75,11 +75,11 @@ def write_started(out: str, variant: Any, init: str, seed: int, overwrite: bool)
     from vla.errors import SettingsError
     from vla.files import atomic_folder
     from vla.interop.start import starting_weights
-    from vla.store import write_model
+    from vla.store import KIND, write_model
 
     if not out:
         raise SettingsError("--init makes weights, which need a folder", field="--out", got="", fix="add --out DIR")
-    with atomic_folder(out, overwrite=overwrite) as temp:  # first, so that a folder in the way costs no reading
+    with atomic_folder(out, KIND, overwrite=overwrite) as temp:  # a folder in the way costs no reading
         weights, start = starting_weights(variant, init, seed)
         record = {"init": {"source": init, "seed": seed, "new": start.new}}
         write_model(temp, variant, weights, None, None, record=record)

@@ -38,7 +38,7 @@ def demo(quick: bool = False, out: Path = Path("runs/demo"), minutes: float = 0.
     if minutes:
         plan |= {"minutes": minutes, "steps": FULL["steps"]}
     began = time.perf_counter()
-    page = run(Path(out), plan, seed)
+    page = run(out.expanduser(), plan, seed)
     took = (time.perf_counter() - began) / 60
     console.note(f"\ndone in {took:.1f} minutes. Open this in a browser:\n  {page.resolve()}")
     return 0
@@ -51,9 +51,11 @@ def run(out: Path, plan: dict[str, Any], seed: int = 0) -> Path:
     from vla.datasets import open_dataset
     from vla.evaluation import MeanAction, NearestNeighbour
     from vla.evaluation.summary import name_of
+    from vla.files import refuse_taken
     from vla.policy import untrained
-    from vla.report.story import Story, write_story
+    from vla.report.story import KIND, Story, write_story
 
+    refuse_taken(out / "report", KIND, True)  # now, not after the minutes of training
     _one_thread()
     say = _Stages(6)
     say(
@@ -72,7 +74,7 @@ def run(out: Path, plan: dict[str, Any], seed: int = 0) -> Path:
     console.note(f"{len(data.episodes)} episodes, {len(data)} frames: {', '.join(data.info.tasks)}")
 
     say("train: statistics, FAST tokenizer, then both losses in one pass")
-    steps = _affordable(variant, data, out / "calibration", plan, seed)
+    steps = _affordable(variant, data, plan, seed)
     history: list[dict[str, Any]] = []
     result = vla.train(
         variant, data, out=out / "train", config=config(steps, seed), overwrite=True,
@@ -123,9 +125,9 @@ def config(steps: int, seed: int) -> Any:
     )  # fmt: skip
 
 
-def _affordable(variant: Any, data: Any, scratch: Path, plan: dict[str, Any], seed: int) -> int:
+def _affordable(variant: Any, data: Any, plan: dict[str, Any], seed: int) -> int:
     """How many steps fit into the minutes, measured by doing a few."""
-    import shutil
+    import tempfile
 
     import vla
 
@@ -133,11 +135,11 @@ def _affordable(variant: Any, data: Any, scratch: Path, plan: dict[str, Any], se
     if low == high:
         return low
     speeds: list[float] = []
-    vla.train(
-        variant, data, out=scratch, config=config(CALIBRATION, seed), overwrite=True,
-        listeners=[lambda event, record: speeds.append(record["samples_per_s"]) if event == "step" else None],
-    )  # fmt: skip
-    shutil.rmtree(scratch)
+    with tempfile.TemporaryDirectory(prefix="vla-demo-") as scratch:
+        vla.train(
+            variant, data, out=scratch, config=config(CALIBRATION, seed),
+            listeners=[lambda event, record: speeds.append(record["samples_per_s"]) if event == "step" else None],
+        )  # fmt: skip
     speed = max(speeds)  # what else runs here now may be over soon
     steps = int(max(low, min(high, plan["minutes"] * 60 * speed / BATCH)))
     minutes = steps * BATCH / speed / 60

@@ -60,20 +60,19 @@ def evaluate(
         json: print the results as JSON.
     """
     import json as text
-    from pathlib import Path
 
     from rich.console import Console
     from rich.progress import Progress
 
     from vla.errors import SettingsError, VlaError
     from vla.evaluation import evaluate as run
-    from vla.evaluation.summary import name_of, save_report
+    from vla.evaluation.summary import KIND, name_of, save_report
     from vla.files import refuse_taken
     from vla.policy import open as open_policy
     from vla.settings import split_sets
 
     if out:
-        refuse_taken(Path(out).expanduser(), overwrite)
+        refuse_taken(out, KIND, overwrite)
     if unknown := [name for name in against if name not in BASELINES]:
         raise SettingsError("no such baseline", field="--against", got=unknown[0], expected=list(BASELINES))
     scene, of_data = split_sets(set, "data")

@@ -53,7 +53,7 @@ def import_(
     variant = openpi.variant_of(checkpoint, type or None, {}, set)
     if name:
         variant = renamed(variant, name)
-    with atomic_folder(out, overwrite=overwrite) as temp:  # first, so that a folder in the way costs no reading
+    with atomic_folder(out, store.KIND, overwrite=overwrite) as temp:  # a folder in the way costs no reading
         weights = openpi.convert(checkpoint, variant)
         source = {"system": system, "type": checkpoint.type, "arrays": len(checkpoint.leaves)}
         record = {"imported": {**source, "lora_ranks": list(checkpoint.ranks)}}

@@ -82,7 +82,7 @@ def write(kind: str, name: str, where: Path, author: str = "") -> Path:
         "authors": f'authors = [{{ name = "{author}" }}]\n' if re.fullmatch(r"[^\"\\\n]+", author) else "",
     }
     folder = where.expanduser() / words["dist"]
-    with atomic_folder(folder, manifest=False) as temp:
+    with atomic_folder(folder, "") as temp:
         for path, text in rendered(kind, words):
             (temp / path).parent.mkdir(parents=True, exist_ok=True)
             (temp / path).write_text(text, encoding="utf-8")

@@ -52,7 +52,7 @@ def fit(
     codec = _codec(tokenizer, preset, set)
     normal = load_chunks(data, horizon, chunks).normalised()
     codec = codec.fit(normal)
-    with atomic_folder(Path(out)) as folder:
+    with atomic_folder(out, "tokenizer") as folder:
         codec.save(folder)
     lengths = [len(ids) for ids in codec.encode(normal)]
     h, d = normal.shape[1:]

@@ -14,6 +14,7 @@ from vla.report import html
 from vla.report.plots import interval_bars
 
 REPORT, RESULTS, VIDEOS = "report.html", "results.json", "videos"
+KIND = "report"  # of the folder, in its manifest
 
 
 def save_report(
@@ -24,7 +25,7 @@ def save_report(
     Raises:
         StoreError: the folder is taken or cannot be written.
     """
-    with atomic_folder(folder, overwrite=overwrite) as temp:
+    with atomic_folder(folder, KIND, overwrite=overwrite) as temp:
         results = {"evaluations": [e.to_dict() for e in evaluations]}
         (temp / RESULTS).write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
         if clips:
@@ -34,7 +35,7 @@ def save_report(
             name = f"episode-{clip.episode.index:03d}-{outcome}.mp4"
             (temp / VIDEOS / name).write_bytes(video.encode(video.clip_frames(clip), clip.hz))
         (temp / REPORT).write_text(report_page(evaluations, clips))
-    return Path(folder) / REPORT
+    return Path(folder).expanduser() / REPORT
 
 
 def report_page(evaluations: Sequence[Evaluation], clips: Sequence[Clip] = ()) -> str:

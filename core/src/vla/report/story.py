@@ -20,6 +20,7 @@ from vla.report import html
 from vla.report.plots import line_plot, small_multiples
 
 LEARNS = 200  # steps below which nobody should expect success
+KIND = "demo"  # of the folder, in its manifest
 FRAMES = 3  # recorded frames whose chunks are compared
 
 
@@ -47,7 +48,7 @@ class Story:
 def write_story(folder: Path, story: Story) -> Path:
     """Write page and figures' numbers, atomically; gives the page's path."""
     chunks = compare_chunks(story)
-    with atomic_folder(folder, overwrite=True) as temp:
+    with atomic_folder(folder, KIND, overwrite=True) as temp:
         curves = [r for r in story.history if r["event"] == "step"]
         results = {
             "steps": story.steps,

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,17 +25,23 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from vla.errors import StoreError
-from vla.files import MANIFEST, atomic_folder, verify_folder
+from vla.files import atomic_folder, open_own, remove_folder
+from vla.files import sweep as sweep_places
+from vla.manifest import strange, verify_folder
 from vla.reading import read_json
-from vla.store import read_weights, write_weights
+from vla.store import ASSETS, STATS, read_weights, write_weights
 from vla.training.config import TrainingError
 
 if TYPE_CHECKING:
     import numpy as np
 
 FOLDER, STATE = "checkpoints", "train_state.json"
+LOCK = ".lock"
+KIND = "checkpoint"  # of each folder, in its manifest
 # Part of the training state -> its file.
 FILES = {"params": "params.safetensors", "ema": "ema.safetensors", "optimizer": "optimizer.safetensors"}
+CONTENT = (STATE, *FILES.values(), STATS, ASSETS)  # what is read of a checkpoint
+_NAME = re.compile(r"step-([0-9]{8,})")
 
 
 @frozen
@@ -52,8 +59,9 @@ def checkpoint_steps(out: Path) -> list[int]:
     folder = out / FOLDER
     if not folder.is_dir():
         return []
-    names = [p.name.removeprefix("step-") for p in folder.iterdir() if p.name.startswith("step-") and p.is_dir()]
-    return sorted(int(name) for name in names if name.isdigit())
+    found = [_NAME.fullmatch(p.name) for p in folder.iterdir() if p.is_dir()]
+    steps = {int(match[1]) for match in found if match}
+    return sorted(step for step in steps if checkpoint_folder(out, step).is_dir())
 
 
 def checkpoint_folder(out: Path, step: int) -> Path:
@@ -74,7 +82,7 @@ def save_checkpoint(
         StoreError: it cannot be written (disk full, ...); nothing is left behind and older checkpoints are untouched.
     """
     folder = checkpoint_folder(out, step)
-    with atomic_folder(folder, overwrite=True, marker=MANIFEST) as temp:
+    with atomic_folder(folder, KIND, overwrite=True) as temp:
         for part, file in FILES.items():
             if part in arrays:
                 write_weights(temp / file, arrays[part])
@@ -101,7 +109,11 @@ def load_checkpoint(out: Path, step: int | None = None) -> Checkpoint:
     step = steps[-1] if step is None else step
     folder = checkpoint_folder(out, step)
     try:
-        verify_folder(folder)
+        verify_folder(folder, CONTENT)
+        state = read_json(folder / STATE, "the state of a checkpoint is damaged")
+        if state.get("step") != step:
+            got = f"step {state.get('step')} in {STATE}"
+            raise StoreError("its name and what is in it do not agree", field=str(folder), got=got)
     except StoreError as error:
         older = [s for s in steps if s < step]
         way = (
@@ -110,46 +122,50 @@ def load_checkpoint(out: Path, step: int | None = None) -> Checkpoint:
             else "no older checkpoint is left; train again"
         )
         raise StoreError(f"checkpoint {folder.name} is damaged: {error.what}", field=error.field, fix=way) from error
-    state = read_json(folder / STATE, "the state of a checkpoint is damaged")
     arrays = {part: read_weights(folder / file) for part, file in FILES.items() if (folder / file).is_file()}
     return Checkpoint(folder, step, arrays, state)
 
 
-def prune(out: Path, keep_last: int, keep_every: int) -> list[int]:
-    """Remove old checkpoints: all but the newest `keep_last` and the multiples of `keep_every`; gives their steps.
+def prune(out: Path, keep_last: int, keep_every: int) -> dict[str, str]:
+    """Remove old checkpoints: all but the newest `keep_last` and the multiples of `keep_every`.
 
-    Call it only after the newest one is on disk. A folder is renamed before its files go, so that a half-removed one
-    never looks like a checkpoint.
+    Call it only after the newest one is on disk.
+
+    Returns:
+        What was left alone because not all of it is ours: path -> why.
     """
     steps = checkpoint_steps(out)
-    gone = [s for s in steps[:-keep_last] if not (keep_every and s % keep_every == 0)]
-    remove(out, gone)
-    return gone
+    left = {}
+    for folder in (checkpoint_folder(out, s) for s in steps[:-keep_last] if not (keep_every and s % keep_every == 0)):
+        if why := strange(folder, KIND, damaged=True) or ("a symbolic link" if folder.is_symlink() else ""):
+            left[str(folder)] = why
+        else:
+            remove_folder(folder)
+    return left
 
 
-def remove(out: Path, steps: Iterable[int]) -> None:
-    """Remove the checkpoints of these steps."""
+def forget(out: Path, steps: Iterable[int]) -> list[str]:
+    """Remove the checkpoints of these steps; one that is not all ours, or has no whole manifest, is moved aside.
+
+    Returns:
+        What was moved, in words.
+    """
+    said = []
     for step in steps:
         folder = checkpoint_folder(out, step)
-        dying = folder.with_name(f".old-{folder.name}")
-        os.rename(folder, dying)
-        shutil.rmtree(dying, ignore_errors=True)
+        if folder.is_symlink() or (why := strange(folder, KIND, damaged=True)):
+            aside = folder.with_name(f"aside-{folder.name}-{uuid.uuid4().hex[:8]}")
+            os.rename(folder, aside)
+            said.append(f"{folder} was moved to {aside.name}: {'a symbolic link' if aside.is_symlink() else why}")
+        else:
+            remove_folder(folder)
+    return said
 
 
 def sweep(out: Path) -> None:
-    """Remove what a killed run left half-written. Only the holder of the run's lock may call this.
-
-    A folder that was moved aside for a new one which never took its place (`atomic_folder`) is put back.
-    """
-    for folder in (out, out / FOLDER):
-        for left in [*folder.glob(".tmp-*"), *folder.glob(".old-*")] if folder.is_dir() else []:
-            place = folder / left.name.removeprefix(".old-").rpartition("-")[0]
-            if left.name.startswith(".old-") and not place.exists():
-                left.rename(place)
-            elif left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+    """Put back or remove what a killed run left half-written. Only the holder of the run's lock may call this."""
+    sweep_places(out, r"model|adapter|[a-z]+\.jsonl?")
+    sweep_places(out / FOLDER, _NAME.pattern.replace("(", "(?:"))
 
 
 @contextmanager
@@ -162,7 +178,7 @@ def run_lock(out: Path) -> Iterator[None]:
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file = (out / ".lock").open("a+")
+        file = open_own(out / LOCK)
     except OSError as error:
         raise StoreError(
             "the run folder cannot be written", field=str(out), got=error.strerror, fix="choose another --out"
@@ -175,9 +191,14 @@ def run_lock(out: Path) -> Iterator[None]:
             raise TrainingError(
                 "another process is training into this folder",
                 field=str(out),
-                got=f"process {file.read().strip() or 'unknown'}",
+                got=f"process {file.read(32).strip() or 'unknown'}",
                 fix="wait for it or stop it, or choose another --out",
             ) from error
+        file.seek(0)
+        if not re.fullmatch(r"[0-9]*", content := file.read(32)):
+            fix = f"choose another --out, or remove it yourself: rm {out / LOCK}"
+            what = "a file is in the way that vla did not write"
+            raise StoreError(what, field=str(out / LOCK), got=repr(content), fix=fix)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -93,7 +93,7 @@ def train(
         engine.load_state(found.arrays, str(found.folder))
     with checkpoints.run_lock(out) if rank == 0 else _nothing():
         if rank == 0:
-            clear(out, found)
+            notes += clear(out, found)
         result = _Run(out, config, prepared, engine, found, listeners, notes, rank, world).go()
     engine.close()
     return result
@@ -271,7 +271,7 @@ class _Run:
 
         p = self.prepared
         if self.engine.adapters:
-            with atomic_folder(self.out / lora.FOLDER, overwrite=True) as temp:
+            with atomic_folder(self.out / lora.FOLDER, lora.KIND, overwrite=True) as temp:
                 lora.write_adapter(temp, p.variant, self.engine.adapters, weights, self.config)
                 p.write_assets(temp)
             weights = lora.merged(weights, self.engine.adapters)

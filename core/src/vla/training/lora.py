@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vla.compose import Variant
 
 FOLDER, WEIGHTS, FACTS = "adapter", "adapter.safetensors", "adapter.json"
+KIND = "adapter"  # of the folder, in its manifest
 
 
 @frozen
@@ -197,7 +198,7 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path, *, ove
         StoreError: a file is damaged, or `base` is not the model that the adapter was trained on.
     """
     from vla.compose import read_variant
-    from vla.files import verify_folder
+    from vla.manifest import verify_folder
     from vla.store import ASSETS, STATS, VARIANT, open_model, read_weights, save_model
     from vla.tokenizer import open_tokenizer
     from vla.training.config import config_from
@@ -207,7 +208,7 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path, *, ove
     if not (folder / FACTS).is_file():
         fix = "give the folder `adapter` of a training run with LoRA"
         raise StoreError("there is no adapter here", field=str(folder / FACTS), fix=fix)
-    verify_folder(folder)
+    verify_folder(folder, (FACTS, VARIANT, WEIGHTS, STATS, ASSETS))
     facts = read_json(folder / FACTS, "the facts of an adapter are damaged")
     with reading("the facts of an adapter are damaged", folder / FACTS):
         config, trained_on = config_from({"lora": facts["lora"], "freeze": facts["freeze"]}), str(facts["base"])

@@ -17,12 +17,29 @@ from pathlib import Path
 from typing import Any
 
 from vla import hooks, registry
-from vla.errors import SettingsError
+from vla.errors import SettingsError, StoreError
+from vla.files import open_own, write_text
 from vla.reading import MB, parse_json, read_text
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 FILE = "metrics.jsonl"
 MOST_METRICS = 1024 * MB
+
+
+def check_metrics(path: Path) -> None:
+    """Refuse a file in the place of ours that another program wrote.
+
+    Raises:
+        StoreError: it is a link, no regular file, or does not hold records of ours.
+    """
+    if not os.path.lexists(path):
+        return
+    with open_own(path) as file:
+        file.seek(0)
+        head = file.readline(1 << 16)
+    if head and not head.startswith('{"event": "'):
+        fix = f"choose another --out, or move it away: mv {path} {path}.mine"
+        raise StoreError("a file is in the way that vla did not write", field=str(path), got=head[:60], fix=fix)
 
 
 class Jsonl:
@@ -39,8 +56,8 @@ class Jsonl:
                     continue  # a line cut short by a kill
                 if record.get("step", 0) <= resume_step and record.get("event") != "end":
                     kept.append(line)
-        path.write_text("".join(line + "\n" for line in kept))
-        self.file = path.open("a")
+        write_text(path, "".join(line + "\n" for line in kept))
+        self.file = open_own(path)
 
     def __call__(self, event: str, record: Mapping[str, Any]) -> None:
         """Append one record."""

@@ -7,25 +7,28 @@ model/            at the end: the model directory; with LoRA also adapter/
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vla import store
 from vla.compose import variant_from_toml
-from vla.files import refuse_taken
+from vla.files import refuse_taken, remove_folder
+from vla.manifest import strange
 from vla.runs import MODEL
 from vla.training import checkpoints, lora
 from vla.training.config import TrainConfig, TrainingError, changes
-from vla.training.metrics import FILE
+from vla.training.metrics import FILE, check_metrics
 from vla.training.prepare import Prepared
 
 
 def check_folder(out: Path, resume: bool, overwrite: bool, config: TrainConfig) -> None:
     """Refuse to mix runs, and what would stand in the way of the model at the end."""
     steps = checkpoints.checkpoint_steps(out)
-    for name in (MODEL, lora.FOLDER) if config.lora.rank else (MODEL,):
-        refuse_taken(out / name, True)
+    refuse_taken(out / MODEL, store.KIND, True)
+    check_metrics(out / FILE)
+    if config.lora.rank:
+        refuse_taken(out / lora.FOLDER, lora.KIND, True)
     if resume or not (steps or (out / MODEL).exists()):
         return
     if not overwrite:
@@ -38,16 +41,22 @@ def check_folder(out: Path, resume: bool, overwrite: bool, config: TrainConfig) 
         raise TrainingError("this folder holds a run already", field=str(out), got=got, fix=fix)
 
 
-def clear(out: Path, found: checkpoints.Checkpoint | None) -> None:
-    """Forget what a killed run left half-written, and every step beyond the one we start from."""
+def clear(out: Path, found: checkpoints.Checkpoint | None) -> list[str]:
+    """Forget what a killed run left half-written, and every step beyond the one we start from.
+
+    Returns:
+        What was moved aside because not all of it is ours, in words.
+    """
     checkpoints.sweep(out)
     steps = checkpoints.checkpoint_steps(out)
-    checkpoints.remove(out, [s for s in steps if found is None or s > found.step])
+    moved = checkpoints.forget(out, [s for s in steps if found is None or s > found.step])
     if found is None:
-        for folder in (out / MODEL, out / lora.FOLDER):
-            if (folder / "manifest.json").exists():
-                shutil.rmtree(folder)
-        (out / FILE).unlink(missing_ok=True)
+        for folder, kind in ((out / MODEL, store.KIND), (out / lora.FOLDER, lora.KIND)):
+            if folder.is_dir() and not strange(folder, kind):
+                remove_folder(folder)
+        if (out / FILE).exists():
+            (out / FILE).unlink()  # `check_folder` has seen that it is ours
+    return moved
 
 
 def check_same_run(found: checkpoints.Checkpoint, config: TrainConfig, prepared: Prepared, allow_change: bool) -> None:

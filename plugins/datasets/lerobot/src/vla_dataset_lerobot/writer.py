@@ -50,7 +50,7 @@ class LeRobotWriter:
         self._vectors = [k for k in features if k not in self._cameras]
         self._stack = ExitStack()
         self._folder = self._stack.enter_context(
-            atomic_folder(path, overwrite=overwrite, marker="meta/info.json", manifest=False)
+            atomic_folder(path, "dataset", overwrite=overwrite)
         )
         self._data = _DataFiles(self._folder, frames_schema(self.features))
         self._videos: dict[str, VideoWriter] = {}
