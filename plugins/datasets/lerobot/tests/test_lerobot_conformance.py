@@ -13,7 +13,9 @@ class TestLeRobot(DatasetConformance):
         with create_dataset(folder / "data", info) as writer:
             for length, prompt in ((7, "push the block"), (4, "lift the block")):
                 for _ in range(length):
-                    images = {name: rng.integers(0, 256, (*size, 3), dtype=np.uint8) for name, size in info.cameras.items()}
+                    images = {
+                        name: rng.integers(0, 256, (*size, 3), dtype=np.uint8) for name, size in info.cameras.items()
+                    }
                     state, action = rng.standard_normal(4), rng.standard_normal(3)
                     writer.add({"images": images, "state": state, "action": action, "prompt": prompt})
                 writer.end_episode()

@@ -78,6 +78,15 @@ def test_times_between_frames_and_past_the_end(tmp_path, decoder):
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
+def test_the_nearest_frame_wins_whatever_the_rate_of_the_video(tmp_path, decoder):
+    path, played = _video(tmp_path / "video.mp4", *CODECS["often"])
+    videos = Videos(FPS / 4, decoder)  # the data has a quarter of the pictures
+    for i in (0, 4, 8, 36, 16):
+        for off in (0, 0.02, -0.04 if i else 0):
+            np.testing.assert_array_equal(videos.frame(path, i / FPS + off, "here"), played[i], f"{i} {off}")
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
 def test_a_file_that_is_no_video_or_missing(tmp_path, decoder):
     (tmp_path / "text.mp4").write_text("not a video")
     with pytest.raises(DataError, match="video is damaged(.|\n)*text.mp4"):
@@ -108,7 +117,8 @@ class _StandIn:
         if not self.metadata.begin_stream_seconds <= seconds < self.metadata.end_stream_seconds:
             raise IndexError(f"Invalid pts in seconds: {seconds}.")
         time, image = [frame for frame in self.frames if frame[0] <= seconds][-1]
-        return types.SimpleNamespace(data=_Tensor(image), pts_seconds=time)
+        after = min(t for t in [*(t for t, _ in self.frames), self.metadata.end_stream_seconds] if t > time)
+        return types.SimpleNamespace(data=_Tensor(image), pts_seconds=time, duration_seconds=after - time)
 
 
 @pytest.fixture
@@ -124,6 +134,7 @@ def test_what_is_asked_of_torchcodec(tmp_path, stand_in):
     """With a stand-in of its documented interface, so that it is checked where torchcodec is not installed."""
     test_times_between_frames_and_past_the_end(tmp_path, "torchcodec")
     test_a_file_that_is_no_video_or_missing(tmp_path, "torchcodec")
+    test_the_nearest_frame_wins_whatever_the_rate_of_the_video(tmp_path, "torchcodec")
     path, played = _video(tmp_path / "video.mp4", *CODECS["often"])
     videos = Videos(FPS, "torchcodec")
     for i in (0, 7, 6, FRAMES - 1):

@@ -234,8 +234,8 @@ MISHAPS = {
     "wrong fps": (lambda f: _edit_info(f, fps=25), {}, "do not follow the declared rate(.|\n)*check_fps"),
     "no tasks": (lambda f: (f / "meta/tasks.parquet").unlink(), {}, "missing(.|\n)*tasks.parquet"),
     "unknown task": (lambda f: _edit_rows(f, "task_index", lambda rows: [9] * len(rows)), {}, "does not list(.|\n)*9"),
-    "other episodes": (lambda f: _edit_rows(f, "episode_index", lambda rows: [r // 2 for r in range(16)]), {}, "do not lie together"),
-    "fewer frames": (lambda f: pq.write_table(pq.read_table(f / DATA_FILE).slice(0, 9), f / DATA_FILE), {}, "got:      9 frames"),
+    "other episodes": (lambda f: _edit_rows(f, "episode_index", lambda rows: [r // 2 for r in range(16)]), {}, "an episode that the metadata does not list(.|\n)*row 6(.|\n)*got:      3"),
+    "fewer frames": (lambda f: pq.write_table(pq.read_table(f / DATA_FILE).slice(0, 9), f / DATA_FILE), {}, "got:      4 frames(.|\n)*expected: 7(.|\n)*data.exclude='1-2'"),
     "missing camera": (None, {"cameras": ["side"]}, r"no such camera(.|\n)*side(.|\n)*\['front', 'wrist'\]"),
     "missing column": (None, {"state_key": "observation.pose"}, "no such column(.|\n)*observation.pose"),
     "leads outside": (lambda f: _edit_info(f, data_path="../{chunk_index}{file_index}"), {}, "leads out of the dataset"),
@@ -287,7 +287,7 @@ def test_a_broken_video_is_named_with_its_episode(tmp_path, how):
             file,
         )
     with pytest.raises(
-        DataError, match=r"video (file is missing|is damaged)(.|\n)*file-000.mp4(.|\n)*'front', episode 2"
+        DataError, match=r"video (file is missing|is damaged)(.|\n)*file-000.mp4(.|\n)*'front', frame 3 of episode 2"
     ):
         data.sample(15, 1, cameras=["front"])
     assert data.sample(15, 1, cameras=["wrist"])["images"]["wrist"].shape == (32, 48, 3)

@@ -9,15 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from vla.datasets import DatasetInfo, check_cameras, check_index, chunk
 from vla.errors import DataError
+from vla_dataset_lerobot.choice import advice, leave_out
+from vla_dataset_lerobot.columns import DEFAULTS, Modality, described, joined, pieces_of
 from vla_dataset_lerobot.config import LeRobotSettings
-from vla_dataset_lerobot.frames import ImageColumns, read_numbers
+from vla_dataset_lerobot.frames import (
+    Frames,
+    ImageColumns,
+    check_finite,
+    is_numeric,
+    is_text,
+    read_frames,
+    schema_of,
+    whole,
+)
 from vla_dataset_lerobot.meta import IMAGE_PREFIX, find_root, read_meta
+from vla_dataset_lerobot.pictures import place, rows_of
+from vla_dataset_lerobot.schema import AUTO
+from vla_dataset_lerobot.spans import INDICES, check_indices, check_once, clock, episodes_of, in_order
 from vla_dataset_lerobot.video import Videos
-
-_SCALARS = ["timestamp", "episode_index", "task_index"]
 
 
 class LeRobotDataset:
@@ -34,38 +47,49 @@ class LeRobotDataset:
                 state or action is not finite, or timestamps do not follow the rate.
         """
         self.settings = settings
-        meta = read_meta(find_root(settings.path))
-        for what, key in (("state_key", settings.state_key), ("action_key", settings.action_key)):
-            if key not in meta.features:
-                raise DataError(
-                    "the dataset has no such column", field=f"{meta.root}: {what}", got=key,
-                    expected=[k for k, f in meta.features.items() if f["dtype"] not in ("image", "video")],
-                )  # fmt: skip
-        columns, groups = read_numbers(meta, [settings.state_key, settings.action_key], _SCALARS)
-        self._meta = meta
-        self._states, self._actions = columns[settings.state_key], columns[settings.action_key]
-        ends = np.cumsum(meta.lengths)
-        self.episodes = [range(int(end - n), int(end)) for end, n in zip(ends, meta.lengths, strict=True)]
-        self._episode_of = np.repeat(np.arange(len(ends)), meta.lengths)
-        self._check_order(columns.get("episode_index"))
-        self._times = self._check_times(columns.get("timestamp"))
-        self._task_of = columns.get("task_index")
-        self._check_tasks()
-        self._cameras = self._choose_cameras()
-        self._images = ImageColumns(meta, groups, settings.cache_mb)
+        self._meta = meta = read_meta(find_root(settings.path), settings)
+        schema, modality = schema_of(meta), Modality(meta)
+        numeric = [field.name for field in schema if is_numeric(field.type) and field.name not in AUTO]
+        state, action = (
+            pieces_of(setting, getattr(settings, setting), schema.names, numeric, modality) for setting in DEFAULTS
+        )
+        task = self._task_column(schema)
+        scalars = [*INDICES, *(["timestamp"] if settings.check_fps else []), *([task] if task else [])]
+        frames = read_frames(meta, [piece.column for piece in (*state, *action)], scalars, task)
+        frames = in_order(frames, meta)
+        self.episodes = episodes_of(frames, meta)
+        check_finite(frames, meta)
+        first = np.repeat([span.start for span in self.episodes], meta.lengths)
+        check_once(frames, meta)
+        self._times, begin = clock(frames, meta, first, settings.check_fps)
+        check_indices(frames, meta, first)
+        self._rows = frames.rows
+        self._states, self._actions = (joined(pieces, frames.vectors, meta) for pieces in (state, action))
+        self._episode_of = np.repeat(np.arange(len(self.episodes)), meta.lengths)
+        self._task_of, self._texts = self._instructions(frames, task)
+        self._cameras = self._choose_cameras(schema.names, modality)
+        self._kinds = {name: meta.cameras()[key] for name, key in self._cameras.items()}
+        rows = rows_of(meta, self.episodes, begin, self._times, frames.scalars.get("frame_index"))
+        self._clips = {
+            name: place(meta, key, rows, not settings.check_fps)
+            for name, key in self._cameras.items()
+            if self._kinds[name] == "video"
+        }
+        self._images = ImageColumns(meta, frames.groups, settings.cache_mb)
         self._videos = Videos(meta.fps, settings.decoder)
-        kinds = meta.cameras()
-        self._kinds = {name: kinds[key] for name, key in self._cameras.items()}
         self.info = DatasetInfo(
             cameras={name: meta.size(key) for name, key in self._cameras.items()},
             state_dim=self._states.shape[1],
             action_dim=self._actions.shape[1],
             hz=meta.fps,
             robot=settings.robot or meta.robot_type,
-            units={"state": meta.units(settings.state_key), "actions": meta.units(settings.action_key)},
+            units={
+                "state": described(state, frames.vectors, meta.units),
+                "actions": described(action, frames.vectors, meta.units),
+            },
             tasks=self._tasks(),
-            action_names=meta.names(settings.action_key),
-            state_names=meta.names(settings.state_key),
+            action_names=described(action, frames.vectors, meta.names),
+            state_names=described(state, frames.vectors, meta.names),
             source=str(meta.root),
         )
 
@@ -115,10 +139,10 @@ class LeRobotDataset:
     def digest(self) -> str:
         """SHA-256 of names, rate, tasks, episodes, all states, actions and times, and the sizes of all files."""
         meta = self._meta
-        videos = {clip.path for key in self._cameras.values() for clip in meta.clips.get(key, ()) if clip.path.exists()}
+        videos = {clip.path for clips in self._clips.values() for clip in clips}
         files = sorted((str(f.relative_to(meta.root)), f.stat().st_size) for f in {*meta.data_files, *videos})
         cameras = {name: [key, *meta.size(key)] for name, key in self._cameras.items()}
-        head = [meta.fps, cameras, self.settings.prompt, sorted(meta.tasks.items()), meta.lengths.tolist(), files]
+        head = [meta.fps, cameras, self.settings.prompt, sorted(self._texts.items()), meta.lengths.tolist(), files]
         sha = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
         for array in (self._states, self._actions, self._times, self._task_of):
             if array is not None:
@@ -129,88 +153,124 @@ class LeRobotDataset:
     # --- inside
 
     def _image(self, name: str, index: int, episode: int) -> np.ndarray:
-        key = self._cameras[name]
+        key, number = self._cameras[name], self._meta.numbers[episode]
+        where = f"frame {index - self.episodes[episode].start} of episode {number}"
         if self._kinds[name] == "image":
-            return self._images.frame(key, index)
-        clip = self._meta.clips[key][episode]
-        return self._videos.frame(
-            clip.path, clip.start + float(self._times[index]), f"camera {name!r}, episode {episode}"
-        )
+            return self._images.frame(key, int(self._rows[index]), where)
+        clip = self._clips[name][episode]
+        seconds = clip.start + clip.pace * float(self._times[index])
+        return self._videos.frame(clip.path, seconds, f"camera {name!r}, {where}")
 
     def _prompt(self, index: int) -> str:
-        if self.settings.prompt or self._task_of is None:
-            return self.settings.prompt
-        return self._meta.tasks[int(self._task_of[index])]
+        return self.settings.prompt if self._task_of is None else self._texts[int(self._task_of[index])]
 
     def _tasks(self) -> tuple[str, ...]:
         """The instructions that occur, in the order of their numbers."""
-        if self.settings.prompt or self._task_of is None:
-            return (self.settings.prompt,) if self.settings.prompt else ()
-        return tuple(self._meta.tasks[int(i)] for i in np.unique(self._task_of))
+        if self._task_of is None:
+            return (self.settings.prompt,)
+        return tuple(dict.fromkeys(self._texts[int(i)] for i in np.unique(self._task_of)))
 
-    def _choose_cameras(self) -> dict[str, str]:
+    def _task_column(self, schema: pa.Schema) -> str:
+        """The column with the instructions; "" where one instruction is given for all."""
+        if self.settings.prompt:
+            return ""
+        name = self.settings.prompt_key or "task_index"
+        texts = self._text_columns = [field.name for field in schema if is_text(field.type)]
+        if name not in schema.names:
+            raise DataError(
+                "the frames have no instruction: there is no such column",
+                field=self._first(name), got="no such column", expected=schema.names,
+                fix=_give_instruction(texts),
+            )  # fmt: skip
+        kind = schema.field(name).type
+        if not is_text(kind) and not is_numeric(kind):
+            raise DataError(
+                "a column holds no instructions", field=self._first(name), got=str(kind)[:160],
+                expected="texts, or numbers of tasks", fix=_give_instruction(texts),
+            )  # fmt: skip
+        return name
+
+    def _instructions(self, frames: Frames, task: str) -> tuple[np.ndarray | None, dict[int, Any]]:
+        """The number of each frame's instruction [N], and the instructions by number.
+
+        Raises:
+            DataError: a frame has none, an empty one, or something else than a text.
+        """
+        meta = self._meta
+        if not task:
+            return None, meta.tasks
+        texts: dict[int, Any] = dict(enumerate(frames.texts)) if frames.texts else meta.tasks
+        values = frames.scalars[task]
+        numbers = values if values.dtype.kind in "iu" else whole(values, f"{meta.root}: {task}")
+        for number in np.unique(numbers).tolist():
+            text = texts.get(number)
+            if isinstance(text, str) and text.strip():
+                continue
+            at = int(np.argmax(numbers == number))
+            file, row = frames.groups.place(meta.data_files, int(frames.rows[at]))
+            bad = np.unique(frames.episode[numbers == number])
+            what = (
+                "a frame has a task that meta/ does not list" if number not in texts
+                else "an instruction is missing" if text is None
+                else "an instruction is empty" if isinstance(text, str)
+                else "an instruction is no text"
+            )  # fmt: skip
+            raise DataError(
+                what, field=f"{file}: {task} in row {row} (episode {frames.episode[at]})",
+                got=number if number not in texts else repr(text) if frames.texts else f"{number}: {text!r} in meta/",
+                expected="an instruction in words" if number in texts else f"one of {sorted(texts)}",
+                fix=advice(
+                    _give_instruction([c for c in self._text_columns if c != task]),
+                    leave_out(bad, len(meta.numbers)),
+                ),
+            )  # fmt: skip
+        return numbers, texts
+
+    def _choose_cameras(self, columns: Sequence[str], modality: Modality) -> dict[str, str]:
         """Name offered -> key in the dataset."""
-        have = self._meta.cameras()
-        short = {key.removeprefix(IMAGE_PREFIX): key for key in have}
+        kinds, there = self._meta.cameras(), {}
+        for key, kind in kinds.items():
+            there[key] = key in columns if kind == "image" else self._meta.has_files(key)
+        short = {key.removeprefix(IMAGE_PREFIX): key for key in kinds}
+        have = [name for name, key in short.items() if there[key]]
         if not self.settings.cameras:
-            return short
+            lacking = [name for name, key in short.items() if not there[key]]
+            if lacking and not self._known_to_lack(lacking, modality):
+                raise DataError(
+                    "the dataset declares a camera but lacks its files",
+                    field=f"{self._meta.root}: {short[lacking[0]]}",
+                    got="no video of it, nor a column with pictures", expected=f"files of {list(short)}",
+                    fix="copy the dataset completely, or go without it: "
+                    f"--set 'data.cameras={json.dumps(have)}'" if have else "copy the dataset completely",
+                )  # fmt: skip
+            return {name: short[name] for name in have}
         chosen = {}
+        parts = modality.group("video") if (self._meta.root / "meta" / "modality.json").is_file() else {}
         for item in self.settings.cameras:
             new, equals, old = item.partition("=")
             old = old if equals else new
-            key = old if old in have else short.get(old)
-            if key is None:
-                declared = [k for k in self._meta.features if k.removeprefix(IMAGE_PREFIX) == old or k == old]
+            key = old if old in kinds else short.get(old) or str(parts.get(old, {}).get("original_key", ""))
+            if not there.get(key):
                 raise DataError(
-                    "the dataset declares this camera but lacks its files" if declared else "no such camera",
-                    field="cameras", got=item, expected=f"any of {list(short)}", fix="choose one of these",
+                    "the dataset declares this camera but lacks its files" if key in kinds else "no such camera",
+                    field="cameras", got=item, expected=f"any of {have}", fix="choose one of these",
                 )  # fmt: skip
             chosen[new.removeprefix(IMAGE_PREFIX) if not equals else new] = key
         return chosen
 
-    def _check_order(self, episode_index: np.ndarray | None) -> None:
-        """Frames must be stored episode after episode."""
-        if episode_index is None:
-            return
-        starts = [span.start for span in self.episodes if len(span)]
-        inside = np.diff(episode_index) != 0
-        inside[[s - 1 for s in starts if s]] = False
-        if inside.any():
-            row = int(np.argmax(inside)) + 1
-            raise DataError(
-                "the frames of an episode do not lie together as the metadata says",
-                field=f"{self._meta.root}: episode_index of frame {row}", got=int(episode_index[row]),
-                expected=int(self._episode_of[row]), fix="meta/ and data/ are not of one dataset; copy both again",
-            )  # fmt: skip
+    def _known_to_lack(self, names: list[str], modality: Modality) -> bool:
+        """Whether modality.json says which cameras there are, and names none of these: published GR00T sets do."""
+        listed = {
+            str(value.get("original_key") or IMAGE_PREFIX + name).removeprefix(IMAGE_PREFIX)
+            for name, value in modality.group("video").items()
+        }
+        return bool(listed) and not listed & set(names)
 
-    def _check_times(self, times: np.ndarray | None) -> np.ndarray:
-        """Seconds since the start of the episode, [N]; from the frame number where the dataset has none."""
-        first = np.array([span.start for span in self.episodes])[self._episode_of]
-        ideal = (np.arange(len(self._states)) - first) / self._meta.fps
-        if times is None:
-            return ideal
-        # Published GR00T sets start at 1/fps while their videos start at 0: the time since the first row counts.
-        times = times.astype(np.float64)
-        times -= times[first]
-        off = ~(np.abs(times - ideal) <= 0.5 / self._meta.fps)  # NaN counts as off
-        if self.settings.check_fps and off.any():
-            row = int(np.argmax(off))
-            raise DataError(
-                "the timestamps do not follow the declared rate",
-                field=f"{self._meta.root}: timestamp of frame {row} (episode {self._episode_of[row]})",
-                got=float(times[row]),
-                expected=f"{ideal[row]:.4f} at {self._meta.fps:g} fps",
-                fix="correct fps in meta/info.json, or set check_fps = false to take the frames as they come",
-            )  # fmt: skip
-        return times
+    def _first(self, column: str) -> str:
+        return f"{self._meta.data_files[0]}: {column} (episode {self._meta.numbers[0]})"
 
-    def _check_tasks(self) -> None:
-        if self.settings.prompt or self._task_of is None:
-            return
-        unknown = set(np.unique(self._task_of).tolist()) - set(self._meta.tasks)
-        if unknown:
-            raise DataError(
-                "a frame has a task that meta/ does not list",
-                field=f"{self._meta.root}: task_index", got=sorted(unknown)[0],
-                expected=f"one of {sorted(self._meta.tasks)}", fix="set a prompt for all frames, or repair meta/tasks",
-            )  # fmt: skip
+
+def _give_instruction(columns: Sequence[str]) -> str:
+    """The ways out where an instruction is missing."""
+    other = f", or name the column that has them: --set data.prompt_key={columns[0]}" if columns else ""
+    return f"give one for all frames: --set data.prompt='pick up the cube'{other}"

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 import av
 import numpy as np
+from attrs import frozen
 from av.video.reformatter import VideoReformatter
 
 from vla.errors import DataError, SettingsError
 
 OPEN_FILES = 16  # per thread
 _of_parents: list[object] = []
+SAME = 1e-3  # seconds: times that are nearer are equal, as time stamps are rounded
 AHEAD = 8  # frames: nearer ones are reached by decoding on, others by seeking
 # From version 17 on PyAV converts colours with a thread per core unless told otherwise.
 ONE_THREAD = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 17 else {}
@@ -32,6 +35,69 @@ class Decoder(Protocol):
     def close(self) -> None:
         """Let go of the file."""
         ...
+
+
+@frozen
+class Film:
+    """What a video file says of itself, in seconds of its own clock."""
+
+    start: float  # its first picture
+    last: float  # its last picture
+    end: float  # the end of the last picture
+    frames: int  # 0: it does not say
+    rate: float  # pictures a second, on average
+
+
+def films_of(paths: Iterable[Path]) -> dict[Path, Film | str]:
+    """What the files say of themselves, or why they cannot be read ("missing" or another reason). Decodes nothing.
+
+    Raises:
+        DataError: a file does not hold pictures but measurements.
+    """
+    paths = list(paths)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 2)) as pool:
+        return dict(zip(paths, pool.map(_film, paths), strict=True))
+
+
+def _film(path: Path) -> Film | str:
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                return "it has no video stream"
+            stream = container.streams.video[0]
+            kind = stream.codec_context.format
+            if kind is not None and len(kind.components) == 1 and kind.components[0].bits > 8:
+                raise DataError(
+                    "a video has more than 8 bits in its only channel: no pictures, but depth or another measurement",
+                    field=str(path), got=kind.name, expected="pictures in colour, or 8 bits of grey",
+                    fix="leave this camera out: --set 'data.cameras=[...]' with the others",
+                )  # fmt: skip
+            index = getattr(stream, "index_entries", ())
+            tail = index[len(index) - 1] if len(index) else None
+            if tail is not None and tail.pos + tail.size > path.stat().st_size:
+                return f"it is cut off: {path.stat().st_size} bytes, its last picture ends at {tail.pos + tail.size}"
+            base = float(stream.time_base)
+            if stream.duration is not None:
+                start, length = (stream.start_time or 0) * base, stream.duration * base
+            elif container.duration is not None:
+                start, length = (container.start_time or 0) / av.time_base, container.duration / av.time_base
+            else:
+                return "it does not say how long it is"
+            rate = float(stream.average_rate or 0) or (stream.frames / length if length else 0)
+            if rate <= 0:
+                return "it does not say how many pictures a second it has"
+            # The last picture of some files has no length of its own: then its time says when it is.
+            last = max(start + length - 1 / rate, tail.timestamp * base if tail is not None else start)
+            return Film(start, last, max(start + length, last), stream.frames, rate)
+    except FileNotFoundError:
+        return "missing"
+    except (av.FFmpegError, OSError, ValueError) as error:
+        return "a git-lfs pointer: run `git lfs pull`" if _is_pointer(path) else _first_line(error)
+
+
+def _is_pointer(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        return stream.read(40).startswith(b"version https://git-lfs")
 
 
 class Videos:
@@ -76,11 +142,9 @@ class Videos:
             if decoder is not None:
                 decoder.close()
                 decoders.pop(path, None)
-            with open(path, "rb") as stream:
-                pointer = stream.read(40).startswith(b"version https://git-lfs")
             fix = (
                 "it is a git-lfs pointer: run `git lfs pull`"
-                if pointer
+                if _is_pointer(path)
                 else "copy the file again, or drop this episode"
             )
             raise DataError(
@@ -113,51 +177,58 @@ class PyAVDecoder:
         self._colors = VideoReformatter()
         self._frames = None
         self._last: av.VideoFrame | None = None
+        self._before: av.VideoFrame | None = None  # the frame before `_last`
 
     def close(self) -> None:
-        self._frames = self._last = None
+        self._frames = self._last = self._before = None
         self._container.close()
 
     def frame(self, seconds: float) -> np.ndarray:
         """The frame nearest to `seconds`."""
         half = 0.5 * self._step
-        time = self._time()
-        if self._frames is None or not time - half <= seconds <= time + AHEAD * self._step:
-            # A little late, so that rounding of time stamps never misses a keyframe: the one before it may be far.
-            self._seek(seconds + 0.05 * self._step)
+        nearest = self._time(self._before or self._last) - SAME
+        if self._frames is None or not nearest <= seconds <= self._time() + AHEAD * self._step:
+            self._seek(seconds + SAME)
         back = 1.0
         # Frames just before a keyframe may be decodable only from an earlier one (open groups of pictures, as HEVC
-        # has them): then the first frame after the seek is later than the one asked for.
-        while self._advance(seconds - half) and self._time() > seconds + half + 1e-3 and back < 2 * seconds + 2:
+        # has them), or be nearer than it: then the first frame after the seek is later than the one asked for.
+        while self._advance(seconds - SAME) and self._time() > seconds + SAME and back < 2 * seconds + 2:
             self._seek(seconds - back)
             back *= 4
-        if abs(self._time() - seconds) > half + 1e-3:
-            raise ValueError(f"no frame within {half:.3f} s, the next is at {self._time():.3f} s")
-        if self._last.is_corrupt:
+        found = self._last
+        if self._before is not None and seconds - self._time(self._before) < abs(self._time() - seconds):
+            found = self._before
+        if abs(self._time(found) - seconds) > half + SAME:
+            if self._time(found) < seconds:
+                raise ValueError(f"the video ends at {self._time(found):.3f} s before")
+            raise ValueError(f"no frame within {half:.3f} s, the next is at {self._time(found):.3f} s")
+        if found.is_corrupt:
             raise ValueError("the frame is corrupt")
-        return self._colors.reformat(self._last, format="rgb24", **ONE_THREAD).to_ndarray()
+        return self._colors.reformat(found, format="rgb24", **ONE_THREAD).to_ndarray()
 
     def _seek(self, seconds: float) -> None:
         """To the last keyframe at or before this time."""
         self._container.seek(max(0, int(seconds / self._base)), stream=self._stream, backward=True)
-        self._frames, self._last = self._container.decode(self._stream), None
+        self._frames, self._last, self._before = self._container.decode(self._stream), None, None
 
     def _advance(self, seconds: float) -> bool:
-        """To the first frame at or after this time; whether that is the first one since the seek."""
-        decoded = 0
+        """To the first frame at or after this time, or the last one; whether that is the first since the seek."""
         while self._last is None or self._time() < seconds:
             frame = next(self._frames, None)
             if frame is None:
-                self._frames = None
-                raise ValueError(f"the video ends {'' if self._last is None else f'at {self._time():.3f} s '}before")
+                if self._last is None:
+                    self._frames = None
+                    raise ValueError("the video ends before")
+                break
             if frame.pts is None:
                 continue
-            decoded += self._last is not None
-            self._last = frame
-        return decoded == 0
+            self._before, self._last = self._last, frame
+        return self._before is None
 
-    def _time(self) -> float:
-        return -1.0 if self._last is None else self._last.pts * self._base
+    def _time(self, frame: av.VideoFrame | None = None) -> float:
+        """Of a frame; default: the one that the decoder stands at."""
+        frame = self._last if frame is None else frame
+        return -1.0 if frame is None else frame.pts * self._base
 
 
 class TorchcodecDecoder:
@@ -182,13 +253,15 @@ class TorchcodecDecoder:
 
     def frame(self, seconds: float) -> np.ndarray:
         """The frame nearest to `seconds`."""
-        # The frame on the screen half a frame later is the nearest one; the last one is on the screen until the end.
-        at = min(max(seconds + self._half - 1e-6, self._begin), self._end - 1e-6)
+        # The frame on the screen at this time, or the one after it; the last one is on the screen until the end.
         try:
-            frame = self._video.get_frame_played_at(at)
+            frame = self._video.get_frame_played_at(min(max(seconds + SAME, self._begin), self._end - 1e-6))
+            after = frame.pts_seconds + frame.duration_seconds
+            if after < self._end - SAME and abs(after - seconds) < abs(frame.pts_seconds - seconds):
+                frame = self._video.get_frame_played_at(after + 1e-6)
         except (RuntimeError, IndexError) as error:
             raise ValueError(_first_line(error)) from error
-        if abs(frame.pts_seconds - seconds) > self._half + 1e-3:
+        if abs(frame.pts_seconds - seconds) > self._half + SAME:
             raise ValueError(f"no frame within {self._half:.3f} s, the next is at {frame.pts_seconds:.3f} s")
         return frame.data.numpy()
 

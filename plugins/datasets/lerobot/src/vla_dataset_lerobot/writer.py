@@ -39,6 +39,11 @@ class LeRobotWriter:
         self.path, self.fps, self.robot = Path(path), fps, robot
         self.features = {**{key: dict(feature) for key, feature in features.items()}, **AUTO}
         for key, feature in self.features.items():
+            if not key.strip() or key != key.strip() or any(c in "/\\{}" or not c.isprintable() for c in key):
+                raise DataError(
+                    "a name cannot be that of a column and a folder", field="features", got=repr(key),
+                    expected="a name without slash, backslash, braces and control characters", fix="use another name",
+                )  # fmt: skip
             if feature["dtype"] not in ("image", "video", *TYPES):
                 raise DataError(
                     "this dtype cannot be written",

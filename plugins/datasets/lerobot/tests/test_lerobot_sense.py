@@ -1,0 +1,506 @@
+"""Data that is valid in form: read as it means, or refused with field, values and the way out. Never another picture."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lerobot_sets import CAMERA, FPS, TASKS, agrees, code, edit_info, film, make, picture, png, put
+
+from vla.datasets import DatasetInfo, create_dataset, open_dataset
+from vla.errors import DataError, SettingsError, VlaError
+from vla.settings import parse_sets
+
+V21, V30 = "v2.1", "v3.0"
+
+
+def _video(root, e):
+    return root / f"videos/chunk-000/{CAMERA}/episode_{e:06d}.mp4"
+
+
+def _no(*names):
+    return lambda table, e: table.drop_columns([n for n in names if n in table.column_names])
+
+
+def _as(name, kind, of=lambda v: v):
+    return lambda table, e: put(table, name, pa.array([of(v) for v in table[name].to_pylist()], kind))
+
+
+def _trim(first, *, rebase=()):
+    """Rows from the `first` on of episode 0; the columns of `rebase` count from 0 again."""
+
+    def change(table, e):
+        if e:
+            return table
+        table = table.slice(first)
+        for name in rebase:
+            values = table[name].to_numpy()
+            table = put(table, name, pa.array(values - values[0], table.schema.field(name).type))
+        return table
+
+    return change
+
+
+# ---- read as it means -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("video", [True, False])
+@pytest.mark.parametrize("how", ["1,0,2", "files swapped", "one film each", "gaps in numbers", "v2.1", "v2.0"])
+def test_frames_belong_to_the_episode_whose_number_they_carry(tmp_path, how, video):
+    kinds = {
+        "1,0,2": {"lengths": (7, 7, 7), "order": (1, 0, 2)},
+        "files swapped": {"lengths": (7,) * 4, "file_of": {0: 1, 1: 1, 2: 0, 3: 0}},
+        "one film each": {"lengths": (7, 7, 7), "order": (2, 1, 0), "film_of": {0: 0, 1: 1, 2: 2}},
+        "gaps in numbers": {"lengths": {1: 5, 4: 5, 7: 6}},
+        "v2.1": {"version": V21, "lengths": {0: 5, 3: 4}},
+        "v2.0": {"version": "v2.0"},
+    }
+    data = open_dataset(make(tmp_path / "set", **kinds[how], video=video))
+    assert agrees(data)
+    numbers = [int(data.states()[span.start, 0]) for span in data.episodes]
+    assert numbers == sorted(numbers)
+    for e, span in zip(numbers, data.episodes, strict=True):
+        assert set(data.states()[span, 0]) == {e} and set(data.prompts()[span.start : span.stop]) == {TASKS[e % 2]}
+
+
+def test_rows_in_any_order_are_sorted_by_what_they_say(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def shuffled(table, e):
+        return table.take(rng.permutation(len(table)))
+
+    for video in (True, False):
+        data = open_dataset(make(tmp_path / f"set{video}", change=shuffled, video=video))
+        assert agrees(data)
+        assert [data.states()[span, 1].tolist() for span in data.episodes] == [list(range(n)) for n in (8, 6, 7)]
+    # Without frame_index nothing says the order but the clock, which is then off.
+    root = make(tmp_path / "set", change=lambda t, e: shuffled(t.drop_columns(["frame_index", "index"]), e))
+    with pytest.raises(DataError, match="do not follow the declared rate"):
+        open_dataset(root)
+
+
+@pytest.mark.parametrize("version", [V21, V30])
+def test_rows_cut_off_at_the_start_keep_their_pictures(tmp_path, version):
+    def untouched(row):  # the table of episodes still knows the whole video
+        if row["episode_index"] == 0 and version == V30:
+            row["dataset_from_index"] += 3
+            row["dataset_to_index"] = row["dataset_from_index"] + row["length"]
+
+    data = open_dataset(make(tmp_path / "set", version, change=_trim(3), episode=untouched))
+    assert agrees(data) and data.states()[0].tolist() == [0, 3, 0] and len(data.episodes[0]) == 5
+
+
+def test_clocks_that_start_elsewhere_need_both_to_say_so(tmp_path):
+    def later(seconds):
+        return lambda table, e: put(table, "timestamp", pa.array(table["timestamp"].to_numpy() + seconds, pa.float32()))
+
+    # As in GR00T's sets: timestamps from 1/fps, a video from 0 with one picture a frame.
+    assert agrees(open_dataset(make(tmp_path / "a", V21, change=later(0.1))))
+    assert agrees(open_dataset(make(tmp_path / "b", V30, change=later(0.1))))
+    # Both start at 0.1 s.
+    root = make(tmp_path / "c", V21, change=later(0.1))
+    for e, n in enumerate((8, 6, 7)):
+        film(_video(root, e), [picture(e, i) for i in range(n)], start=0.1)
+    assert agrees(open_dataset(root))
+    # The video alone starts later, and has one picture a frame.
+    root = make(tmp_path / "d", V21)
+    for e, n in enumerate((8, 6, 7)):
+        film(_video(root, e), [picture(e, i) for i in range(n)], start=0.3)
+    assert agrees(open_dataset(root))
+    # A shared video with pictures after each episode: from_timestamp + timestamp is there too, so nobody knows.
+    with pytest.raises(DataError, match=r"both could be meant(.|\n)*timestamps from 0.300 s"):
+        open_dataset(make(tmp_path / "e", V30, change=later(0.3), gap=0.5))
+    # A video that is longer than the episode says nothing about an offset, and frame_index says another than the clock.
+    root = make(tmp_path / "f", V21, change=later(0.2))
+    for e, n in enumerate((8, 6, 7)):
+        film(_video(root, e), [picture(e, i) for i in range(n + 6)])
+    with pytest.raises(DataError, match=r"frame_index 0 and timestamp 0.200(.|\n)*data.check_fps=false"):
+        open_dataset(root)
+    assert agrees(open_dataset(root, {"check_fps": False}))
+
+
+def test_the_nearest_picture_of_a_video_at_another_rate(tmp_path):
+    root = make(tmp_path / "set", V21, (6, 6))
+    for e in range(2):  # the right one stands between two others
+        shown = [picture(e, i) if k == 0 else picture(e, 25) for i in range(6) for k in range(3)]
+        film(_video(root, e), shown, fps=3 * FPS)
+    assert agrees(open_dataset(root))
+    for e in range(2):  # irregular, with others as near as 10 ms
+        times = sorted([i / FPS for i in range(6)] + [i / FPS + d for i in range(5) for d in (0.01, 0.09)])
+        shown = [picture(e, round(t * FPS)) if abs(t * FPS - round(t * FPS)) < 0.01 else picture(e, 25) for t in times]
+        film(_video(root, e), shown, fps=3 * FPS, times=times)
+    assert agrees(open_dataset(root))
+
+
+@pytest.mark.parametrize("stamp", [1.7e9, float("nan"), 0.0])
+@pytest.mark.parametrize("version", [V21, V30])
+def test_check_fps_false_means_the_order_of_frames(tmp_path, version, stamp):
+    """Also where the timestamps are all the same, as of Unix time in float32."""
+
+    def unix(table, e):
+        return put(table, "timestamp", pa.array(stamp + np.arange(len(table)) / FPS * (stamp != 0), pa.float32()))
+
+    root = make(tmp_path / "set", version, change=unix)
+    with pytest.raises(DataError, match=r"do not follow the declared rate(.|\n)*--set data.check_fps=false"):
+        open_dataset(root)
+    assert agrees(open_dataset(root, {"check_fps": False}))
+    edit_info(root, lambda info: info.update(fps=25))  # a rate that is not that of the video
+    if version == V21:
+        assert agrees(open_dataset(root, {"check_fps": False}))
+
+
+def test_rows_missing_inside_an_episode(tmp_path):
+    def hole(table, e):
+        return pa.concat_tables([table.slice(0, 3), table.slice(5)])
+
+    root = make(tmp_path / "set", V21, change=hole)
+    with pytest.raises(DataError, match=r"do not follow the declared rate(.|\n)*row 3(.|\n)*got:      0.5"):
+        open_dataset(root)
+    assert agrees(open_dataset(root, {"check_fps": False}))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    seed=st.integers(0, 2**16), video=st.booleans(), files=st.integers(1, 3), films=st.integers(1, 3),
+    start=st.sampled_from([0.0, 0.1, 0.25, 2.0]), jitter=st.sampled_from([0.0, 1e-4, 0.02, 0.2]),
+    drop=st.sampled_from([(), ("index",), ("frame_index", "index"), ("timestamp",)]), shuffle=st.booleans(),
+    duplicate=st.booleans(), stale=st.booleans(),
+)  # fmt: skip
+def test_any_dataset_is_read_right_or_refused(
+    tmp_path_factory, seed, video, files, films, start, jitter, drop, shuffle, duplicate, stale
+):
+    """Several bends at once; whatever opens shows every state beside its own picture."""
+    rng = np.random.default_rng(seed)
+    numbers = sorted(rng.choice(9, 4, replace=False).tolist())
+    lengths = {e: int(rng.integers(2, 8)) for e in numbers}
+
+    def change(table, e):
+        times = table["timestamp"].to_numpy() + start + rng.uniform(-jitter, jitter, len(table))
+        table = put(table, "timestamp", pa.array(times, pa.float32())).drop_columns(list(drop))
+        if duplicate:
+            table = table.take([*range(len(table)), 0])
+        return table.take(rng.permutation(len(table))) if shuffle else table
+
+    def episode(row):
+        if stale:
+            row["dataset_from_index"] += 1
+            row["dataset_to_index"] += 1
+
+    root = make(
+        tmp_path_factory.mktemp("any") / "set", lengths=lengths, order=rng.permutation(numbers).tolist(), video=video,
+        file_of={e: int(rng.integers(files)) for e in numbers}, film_of={e: int(rng.integers(films)) for e in numbers},
+        change=change, episode=episode,
+    )  # fmt: skip
+    try:
+        data = open_dataset(root)
+    except DataError as error:
+        assert error.field and error.fix, error
+        assert start or jitter > 0.05 or duplicate or shuffle or stale
+        return
+    assert agrees(data) and [len(span) for span in data.episodes] == [lengths[e] for e in numbers]
+    assert not duplicate and not (stale and not {"index"} & set(drop))
+    shutil.rmtree(root)
+
+
+# ---- refused --------------------------------------------------------------------------------------------------------
+
+
+def _shift(name, by, at):
+    """The values of a column are others from a row on in episode 1."""
+
+    def change(table, e):
+        values = table[name].to_numpy().copy()
+        values[at:] += by
+        return put(table, name, pa.array(values, table.schema.field(name).type)) if e == 1 else table
+
+    return change
+
+
+def _cut_film(root):
+    film(_video(root, 1), [picture(1, i) for i in range(4)])
+
+
+def _slow_film(root):
+    film(_video(root, 1), [picture(1, i) for i in range(3)], fps=FPS / 2)
+
+
+def _truncated(root):
+    file = _video(root, 1)
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+REFUSED = {
+    "index that jumps": ({"change": _shift("index", 5, 3)}, None, r"contradict(.|\n)*index in row(.|\n)*got:      16\b(.|\n)*expected: 11\b"),
+    "frame_index that jumps": ({"version": V21, "change": _shift("frame_index", 2, 3)}, None, r"contradict each other(.|\n)*row 3(.|\n)*got:      5(.|\n)*expected: 3(.|\n)*exclude='1'"),
+    "a frame twice": ({"change": _shift("frame_index", -1, 3)}, None, r"occurs twice(.|\n)*episode 1(.|\n)*got:      2"),
+    "drift": ({"change": lambda t, e: put(t, "timestamp", pa.array(np.arange(len(t)) / 9, pa.float32()))}, None, "do not follow the declared rate"),
+    "unknown episode": ({"change": lambda t, e: put(t, "episode_index", [7] * len(t)) if e == 1 else t}, None, r"does not list(.|\n)*got:      7(.|\n)*expected: one of 0-2"),
+    "length that is not so": ({"episode": lambda row: row.update(length=5)}, None, r"another number of frames(.|\n)*got:      8 frames(.|\n)*expected: 5"),
+    "bounds of others": ({"episode": lambda row: row.update(dataset_from_index=0, dataset_to_index=row["length"])}, None, r"contradicts the episode(.|\n)*got:      8(.|\n)*expected: 0 to 5"),
+    "an empty episode": ({"version": V21, "lengths": (5, 0, 4)}, None, r"no frame(.|\n)*episode 1(.|\n)*got:      0(.|\n)*exclude='1'"),
+    "index of halves": ({"change": _as("frame_index", pa.float64(), lambda v: v + 0.5)}, None, r"not a whole number(.|\n)*frame_index"),
+    "null index": ({"change": _as("frame_index", pa.int64(), lambda v: v or None)}, None, r"not a whole number(.|\n)*frame_index"),
+    "a video that is missing": ({"version": V21}, lambda r: _video(r, 1).unlink(), r"video file is missing(.|\n)*episode 1(.|\n)*exclude='1'"),
+    "a video that ends early": ({"version": V21}, _cut_film, r"fewer pictures(.|\n)*4 pictures(.|\n)*expected: 6(.|\n)*exclude='1'"),
+    "a video at half the rate": ({"version": V21}, _slow_film, r"fewer pictures(.|\n)*3 pictures(.|\n)*exclude='1'"),
+    "a video cut off": ({"version": V21}, _truncated, r"video is damaged(.|\n)*episode 1(.|\n)*exclude='1'"),
+    "shared pictures": ({"episode": lambda row: row.update({f"videos/{CAMERA}/from_timestamp": 0.0, f"videos/{CAMERA}/to_timestamp": row["length"] / FPS})}, None, r"share pictures(.|\n)*from 0.000 s"),
+    "a part that is too short": ({"episode": lambda row: row.update({f"videos/{CAMERA}/to_timestamp": row[f"videos/{CAMERA}/from_timestamp"] + 0.2})}, None, r"shorter than the episode(.|\n)*0.000 s to 0.200 s"),
+    "pictures beyond the file": ({"episode": lambda row: row.update({f"videos/{CAMERA}/from_timestamp": row[f"videos/{CAMERA}/from_timestamp"] + 1, f"videos/{CAMERA}/to_timestamp": row[f"videos/{CAMERA}/to_timestamp"] + 1})}, None, r"does not hold the pictures(.|\n)*2.4"),
+    "another table of episodes": ({}, lambda r: pq.write_table(put(pq.read_table(r / "meta/episodes/chunk-000/file-000.parquet"), "length", [8, 6, 6]), r / "meta/episodes/chunk-000/file-001.parquet"), r"lists an episode twice(.|\n)*episode 2"),
+    "lance": ({"info": {"storage_format": "lance"}}, None, r"storage_format(.|\n)*got:      lance(.|\n)*expected: parquet"),
+    "features a list": ({}, lambda r: edit_info(r, lambda i: i.update(features=list(i["features"]))), r"features of a dataset are a table"),
+    "dtype video, images stored": ({"video": False}, lambda r: edit_info(r, lambda i: i["features"][CAMERA].update(dtype="video")), r"does not say where the videos are(.|\n)*video_path"),
+    "fps a text": ({"info": {"fps": "ten"}}, None, r"positive number(.|\n)*fps(.|\n)*ten"),
+    "a camera without a file": ({"version": V21}, lambda r: shutil.rmtree(r / "videos"), r"lacks its files(.|\n)*observation.images.top"),
+    "width that is not so": ({}, lambda r: edit_info(r, lambda i: i["features"]["action"].update(shape=[4])), r"not as wide(.|\n)*3 numbers(.|\n)*expected: 4"),
+    "one file without task_index": ({"version": V21, "change": lambda t, e: t.drop_columns(["task_index"]) if e == 1 else t}, None, r"missing in one of the files(.|\n)*episode_000001.parquet: task_index \(episode 1\)(.|\n)*data.prompt="),
+    "no task_index": ({"change": _no("task_index")}, None, r"no instruction(.|\n)*file-000.parquet: task_index \(episode 0\)(.|\n)*--set data.prompt='pick up the cube'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", REFUSED)
+def test_what_contradicts_itself_is_refused_with_both_values(tmp_path, how):
+    kinds, spoil, message = REFUSED[how]
+    root = make(tmp_path / "set", **kinds)
+    if spoil:
+        spoil(root)
+    with pytest.raises(DataError, match=message) as caught:
+        open_dataset(root)
+    assert caught.value.fix
+    if "exclude='1'" in caught.value.fix:  # the way out, as it is typed
+        typed = parse_sets(["exclude=1"])
+        assert agrees(open_dataset(root, typed)) and len(open_dataset(root, typed).episodes) == 2
+
+
+# ---- instructions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["", "  ", None, ["a", "b"], 7])
+def test_an_instruction_is_a_text(tmp_path, task):
+    root = make(tmp_path / "set", V21)
+    lines = [json.dumps({"task_index": 0, "task": TASKS[0]}), json.dumps({"task_index": 1, "task": task})]
+    (root / "meta/tasks.jsonl").write_text("\n".join(lines))
+    with pytest.raises(
+        DataError, match=r"instruction is (empty|missing|no text)(.|\n)*000001.parquet(.|\n)*episode 1\)"
+    ):
+        open_dataset(root)
+    assert set(open_dataset(root, {"prompt": "go on"}).prompts()) == {"go on"}
+    assert set(open_dataset(root, {"exclude": 1}).prompts()) == {TASKS[0]}
+    (root / "meta/tasks.jsonl").unlink()
+    with pytest.raises(DataError, match=r"tasks.jsonl"):
+        open_dataset(root)
+    assert open_dataset(root, parse_sets(["prompt=lift it: now"])).info.tasks == ("lift it: now",)
+    with pytest.raises(SettingsError, match="prompt"):
+        open_dataset(root, {"prompt": "  "})
+
+
+def test_another_column_holds_the_instructions(tmp_path):
+    words = {0: "take the red one", 1: "take the blue one", 2: ""}
+
+    def change(table, e):
+        table = put(table, "language_instruction", [words[e]] * len(table))
+        table = put(table, "annotation.task", pa.array([1 - e % 2] * len(table)))
+        return put(table, "coded", pa.array([words[e]] * len(table)).dictionary_encode()).drop_columns(["task_index"])
+
+    root = make(tmp_path / "set", change=change)
+    with pytest.raises(DataError, match=r"no instruction(.|\n)*--set data.prompt_key=language_instruction"):
+        open_dataset(root)
+    with pytest.raises(DataError, match=r"instruction is empty(.|\n)*episode 2(.|\n)*exclude='2'"):
+        open_dataset(root, {"prompt_key": "language_instruction"})
+    for key in ("language_instruction", "coded"):
+        data = open_dataset(root, {"prompt_key": key, "exclude": "2"})
+        assert [data.prompts()[span.start] for span in data.episodes] == [words[0], words[1]]
+        assert data.sample(8, 1, images=False)["prompt"] == words[1] and data.info.tasks == (words[0], words[1])
+    data = open_dataset(root, parse_sets(["prompt_key=annotation.task"]))
+    assert [data.prompts()[span.start] for span in data.episodes] == [TASKS[1], TASKS[0], TASKS[1]]
+    with pytest.raises(DataError, match=r"no such column(.|\n)*nothing_here"):
+        open_dataset(root, {"prompt_key": "nothing_here"})
+
+
+def test_language_columns_are_no_single_instruction(tmp_path):
+    kind = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("style", pa.string())]))
+
+    def change(table, e):
+        row = [{"role": "user", "content": "reach", "style": "subtask"}]
+        return put(table, "language_persistent", pa.array([row] * len(table), kind))
+
+    root = make(tmp_path / "set", change=change)
+    edit_info(
+        root, lambda i: i["features"].update(language_persistent={"dtype": "language", "shape": [1], "names": None})
+    )
+    assert agrees(open_dataset(root))
+    with pytest.raises(DataError, match=r"holds no instructions(.|\n)*language_persistent(.|\n)*data.prompt="):
+        open_dataset(root, {"prompt_key": "language_persistent"})
+
+
+# ---- which episodes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [V21, V30])
+@pytest.mark.parametrize(
+    ("chosen", "numbers"),
+    [("episodes=0-2,5", [0, 2, 5]), ("episodes=5", [5]), ("episodes=[2, 5]", [2, 5]), ('episodes=["0-2"]', [0, 2]),
+     ("exclude=0-2", [5, 9]), ("exclude=9", [0, 2, 5]), ("episodes='2 - 9'", [2, 5, 9])],
+)  # fmt: skip
+def test_episodes_are_chosen_by_their_numbers(tmp_path, version, chosen, numbers):
+    root = make(tmp_path / "set", version, {0: 3, 2: 4, 5: 3, 9: 4})
+    data = open_dataset(root, parse_sets([chosen]))
+    assert [int(data.states()[span.start, 0]) for span in data.episodes] == numbers and agrees(data)
+    assert data.digest() != open_dataset(root).digest()
+
+
+def test_episodes_that_are_not_there_are_named(tmp_path):
+    root = make(tmp_path / "set", V21, {0: 3, 2: 4, 5: 3})
+    for chosen, message in {
+        "episodes=0,1,7": r"no such episodes(.|\n)*got:      1, 7(.|\n)*some of 0,2,5",
+        "episodes=0-9": r"no such episodes(.|\n)*got:      0-9",
+        "exclude=3": r"no such episodes(.|\n)*exclude(.|\n)*got:      3",
+        "exclude=0-5": r"no episode is left",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            open_dataset(root, parse_sets([chosen]))
+    for chosen in ("episodes=5-0", "episodes=first", "exclude=[-1]", "episodes=0:5", "exclude=1.5"):
+        with pytest.raises(SettingsError, match=r"(episodes|exclude)"):
+            open_dataset(root, parse_sets([chosen]))
+    (root / "data/chunk-000/episode_000002.parquet").unlink()  # what is left out need not be there
+    with pytest.raises(DataError, match=r"missing(.|\n)*exclude='2'"):
+        open_dataset(root)
+    assert agrees(open_dataset(root, {"exclude": "2"}))
+
+
+# ---- columns --------------------------------------------------------------------------------------------------------
+
+
+def _robot(table, e):
+    n = len(table)
+    arm = np.stack([np.full(n, e), np.arange(n), np.full(n, 7.0)], 1)
+    table = put(table, "observation.arm", pa.array(arm.tolist(), pa.list_(pa.float64())))
+    table = put(table, "observation.gripper", pa.array(np.arange(n) % 2, pa.int32()))
+    return table.drop_columns(["observation.state"])
+
+
+def test_several_columns_and_slices_make_one_state(tmp_path):
+    root = make(tmp_path / "set", change=_robot)
+    edit_info(root, lambda i: i["features"].pop("observation.state"))
+    with pytest.raises(DataError, match=r"no such column(.|\n)*observation.state(.|\n)*observation.arm"):
+        open_dataset(root)
+    data = open_dataset(root, parse_sets(['state_key=["observation.arm[0:2]", "observation.gripper", "action[2]"]']))
+    assert data.info.state_dim == 4 and agrees(data)
+    np.testing.assert_array_equal(data.states()[3], [0, 3, 1, 0.5])
+    for bad in ("observation.arm[2:2]", "observation.arm[1:9]", "observation.arm[9]", "observation.leg"):
+        with pytest.raises(DataError, match=bad.replace("[", r"\[")):
+            open_dataset(root, {"state_key": ["observation.arm", bad]})
+    with pytest.raises(DataError, match="does not hold numbers"):
+        open_dataset(make(tmp_path / "b", change=lambda t, e: put(t, "action", ["x"] * len(t))))
+
+
+def test_modality_json_names_parts_of_columns(tmp_path):
+    root = make(tmp_path / "set", change=_robot)
+    edit_info(root, lambda i: i["features"].pop("observation.state"))
+    parts = {
+        "state": {"arm": {"original_key": "observation.arm", "start": 0, "end": 2},
+                  "gripper": {"original_key": "observation.gripper", "start": 0, "end": 1}},
+        "action": {"hand": {"start": 1, "end": 3}, "arm": {"start": 0, "end": 1}},
+        "video": {"front": {"original_key": CAMERA}},
+    }  # fmt: skip
+    file = root / "meta/modality.json"
+    file.write_text(json.dumps(parts))
+    data = open_dataset(root, {"action_key": ["action.hand", "arm"], "cameras": ["front"]})
+    assert data.info.state_dim == 3 and agrees(data)  # no observation.state: the parts in their order
+    np.testing.assert_array_equal(data.actions()[9], [1.5, 1.5, 0.5])
+    with pytest.raises(DataError, match=r"no such column(.|\n)*leg(.|\n)*gripper"):
+        open_dataset(root, {"state_key": "leg"})
+    for bad, message in (
+        ({"arm": {"original_key": "observation.arm", "start": 0, "end": 9}}, r"not in it(.|\n)*0 to 9(.|\n)*0 to 3"),
+        (
+            {"arm": {"original_key": "observation.leg", "start": 0, "end": 1}},
+            r"the dataset lacks(.|\n)*observation.leg",
+        ),
+        ({"arm": {"start": "0", "end": 1}}, r"no numbers for the start"),
+        ([1, 2], "does not name parts"),
+    ):
+        file.write_text(json.dumps({"state": bad}))
+        with pytest.raises(DataError, match=message):
+            open_dataset(root)
+    file.write_text("{")
+    with pytest.raises(DataError, match=r"cannot be read(.|\n)*modality.json"):
+        open_dataset(root)
+
+
+TYPES = {
+    "large lists": _as("observation.state", pa.large_list(pa.float32())),
+    "plain lists of doubles": _as("action", pa.list_(pa.float64())),
+    "lists of lists": _as("observation.state", pa.list_(pa.list_(pa.float32())), lambda v: [v[:1], v[1:2], v[2:]]),
+    "int32 beside int64": lambda t, e: _as("episode_index", pa.int32() if e else pa.int64())(t, e),
+    "float indices": lambda t, e: _as("frame_index", pa.float32())(_as("task_index", pa.float64())(t, e), e),
+    "lists of one": lambda t, e: _as("timestamp", pa.list_(pa.float32(), 1), lambda v: [v])(
+        _as("episode_index", pa.list_(pa.int64()), lambda v: [v])(t, e), e
+    ),
+    "numbers in lists": _as("task_index", pa.large_list(pa.int64()), lambda v: [v]),
+    "double timestamps": _as("timestamp", pa.float64()),
+}
+
+
+@pytest.mark.parametrize("how", TYPES)
+def test_types_that_other_writers_produce(tmp_path, how):
+    plain, other = make(tmp_path / "a", V21), make(tmp_path / "b", V21, change=TYPES[how])
+    data = open_dataset(other)
+    assert agrees(data) and data.prompts() == open_dataset(plain).prompts()
+    np.testing.assert_array_equal(data.states(), open_dataset(plain).states())
+    np.testing.assert_array_equal(data.actions(), open_dataset(plain).actions())
+
+
+def test_tables_listed_twice_and_of_other_types(tmp_path):
+    root = make(tmp_path / "set")
+    file = root / "meta/episodes/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    table = put(table, "episode_index", pa.array(table["episode_index"].to_pylist(), pa.int32()))
+    table = put(table, "length", pa.array(table["length"].to_pylist(), pa.float64()))
+    pq.write_table(table.take([2, 0, 1]), file.with_name("file-001.parquet"))
+    tasks = root / "meta/tasks.parquet"
+    pq.write_table(pa.concat_tables([pq.read_table(tasks)] * 2), tasks)
+    assert agrees(open_dataset(root)) and open_dataset(root).info.tasks == TASKS
+
+
+def test_depth_is_no_picture(tmp_path):
+    def depth(table, e):
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        data = png(np.full((32, 32), 4000, np.uint16))
+        return put(table, CAMERA, pa.array([{"bytes": data, "path": None}] * len(table), kind))
+
+    data = open_dataset(make(tmp_path / "set", video=False, change=depth))
+    with pytest.raises(DataError, match=r"more than 8 bits(.|\n)*frame 1 of episode 0(.|\n)*data.cameras="):
+        data.sample(1, 1)
+
+
+def test_cameras_that_cannot_be_columns_are_refused_by_the_writer(tmp_path):
+    for name in ("a/b", "a\\b", "a\n", "{a}"):
+        with pytest.raises(DataError, match=r"a name cannot be that of a column"):
+            create_dataset(tmp_path / "set", DatasetInfo({name: (16, 16)}, 2, 2, 10))
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_are_of_one_kind(tmp_path):
+    """Whatever is put into the metadata in the place of a value: read, or one error of ours."""
+    root = make(tmp_path / "set", V21, (3, 3), video=False)
+    (root / "meta/info.json").write_text("[]")
+    with pytest.raises(DataError, match=r"info.json(.|\n)*a list"):
+        open_dataset(root)
+    shutil.rmtree(root)
+    for key in ("fps", "features", "data_path", "video_path", "codebase_version", "chunks_size", "robot_type"):
+        for value in (None, [], {}, "x", -1, 0, 1e999, True, "{", "{episode_index.__class__}"):
+            root = make(tmp_path / "set", V21, (3, 3), video=False, info={key: value})
+            try:
+                assert len(open_dataset(root)) == 6
+            except VlaError as error:
+                assert error.field, (key, value)
+            shutil.rmtree(root)
+
+
+def test_a_picture_is_known_by_its_code():
+    assert code(picture(3, 7)) == (3, 7)
