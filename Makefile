@@ -24,7 +24,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_AR
 
 install: $(STAMP)
 
-$(STAMP): requirements-dev.txt $(wildcard core/pyproject.toml plugins/*/*/pyproject.toml)
+$(STAMP): requirements-dev.txt $(wildcard core/pyproject.toml plugins/*/*/pyproject.toml clients/*/pyproject.toml)
 	@test -n "$(PYTHON)" || { echo "no Python found: install Python 3.11, 3.12 or 3.13"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 		|| { echo "$(PYTHON) is not Python 3.11 to 3.13; choose one: make PYTHON=python3.12"; exit 1; }

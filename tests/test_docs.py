@@ -44,7 +44,7 @@ def run(folder, *words):
 
 def test_the_pages_are_there():
     assert {p.stem for p in OURS} >= {
-        "head", "tokenizer", "vision", "llm", "backbone", "dataset", "robot", "env", "publish-a-head", "python-api"
+        "head", "tokenizer", "vision", "llm", "backbone", "dataset", "robot", "env", "protocol", "publish-a-head", "python-api"
     }  # fmt: skip
 
 

@@ -109,8 +109,30 @@ def test_plugins_are_light_and_keep_to_themselves(plugin):
 
 def test_core_never_imports_a_plugin():
     for name, path in CORE_FILES.items():
+        for module, top in imports(path):
+            late = ("vla.cli.eval", "vla.testing.protocols")
+            served = name.startswith("vla.serving") or (name in late and not top)
+            allowed = root_of(module) == "vla_client" and served  # no plugin: the other end of the wire
+            assert not root_of(module).startswith("vla_") or allowed, f"{name} imports {module}"
+
+
+def test_serving_is_imported_by_its_verb_alone():
+    for name, path in CORE_FILES.items():
+        for module, top in imports(path):
+            if root_of(module) in ("websockets", "msgpack", "prometheus_client") or module.startswith("vla.serving"):
+                inside = name in ("vla.cli.serve", "vla.testing.protocols") and not top
+                assert name.startswith("vla.serving") or inside, f"{name} imports {module}"
+
+
+def test_the_client_stands_alone():
+    """On a robot's computer: numpy, msgpack and websockets, and a Python that may be 3.9."""
+    files = sorted(ROOT.glob("clients/*/src/vla_client/*.py"))
+    assert len(files) >= 5
+    for path in files:
+        ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 9))
         for module, _ in imports(path):
-            assert not root_of(module).startswith("vla_"), f"{name} imports {module}"
+            allowed = STDLIB | {"numpy", "msgpack", "websockets", "vla_client", "__future__"}
+            assert root_of(module) in allowed, f"{path.name} imports {module}"
 
 
 @pytest.mark.parametrize(("place", "forbidden"), [("torch", JAX), ("jax", TORCH)])

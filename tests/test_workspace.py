@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = [ROOT / "core", *sorted(path.parent for path in ROOT.glob("plugins/*/*/pyproject.toml"))]
+PACKAGES = [
+    ROOT / "core",
+    *sorted(path.parent for path in ROOT.glob("plugins/*/*/pyproject.toml")),
+    *sorted(path.parent for path in ROOT.glob("clients/*/pyproject.toml")),
+]
 TABLES = {path: tomllib.loads((path / "pyproject.toml").read_text()) for path in PACKAGES}
 LABELS = [str(path.relative_to(ROOT)) for path in PACKAGES]
 WORKSPACE = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -17,7 +21,8 @@ each_package = pytest.mark.parametrize("path", PACKAGES, ids=LABELS)
 
 
 def test_every_package_folder_is_a_package():
-    folders = [f for f in ROOT.glob("plugins/*/*") if f.is_dir() and any(f.rglob("*.py"))]
+    places = [*ROOT.glob("plugins/*/*"), *ROOT.glob("clients/*")]
+    folders = [f for f in places if f.is_dir() and any(f.rglob("*.py"))]
     assert sorted(folders) == sorted(PACKAGES[1:])
 
 
@@ -30,7 +35,7 @@ def test_the_private_distribution_lists_exactly_the_packages():
     project = WORKSPACE["project"]
     assert "Private :: Do Not Upload" in project["classifiers"]
     wanted = {
-        f"{TABLES[path]['project']['name']} @ {{root:uri}}/{label}"
+        f"{TABLES[path]['project']['name']}{'[serve]' * (label == 'core')} @ {{root:uri}}/{label}"
         for path, label in zip(PACKAGES, LABELS, strict=True)
     }
     assert set(project["dependencies"]) == wanted
@@ -49,14 +54,15 @@ def test_packages_are_built_alike(path):
     table = TABLES[path]
     project = table["project"]
     assert table["build-system"]["build-backend"] == "hatchling.build"
-    assert project["requires-python"] == ">=3.11" and project["license"] == "Apache-2.0" and project["description"]
+    python = ">=3.9" if path.parent.name == "clients" else ">=3.11"  # a robot's computer is older
+    assert project["requires-python"] == python and project["license"] == "Apache-2.0" and project["description"]
     required = {re.split(r"[^\w-]", line)[0] for line in project.get("dependencies", [])}
     frameworks = {"torch", "jax", "jaxlib", "flax", "optax", "torchvision"}
     assert not required & frameworks, "frameworks are extras, never dependencies"
     (module,) = table["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert (path / module / "__init__.py").exists()
     if path.name != "core":
-        assert "vla-core" in required
+        assert ("vla-core" in required) == (path.parent.name != "clients")
         assert module == f"src/{project['name'].replace('-', '_')}"
 
 
@@ -69,6 +75,9 @@ def test_entry_points_lead_to_parts_of_their_name(path):
     for group, names in TABLES[path]["project"].get("entry-points", {}).items():
         if not group.startswith("vla."):
             continue
+        assert set(names) <= {item.name for item in registry.listed(groups[group])}, (
+            f"the installed metadata is old: make install (or pip install --no-deps --no-build-isolation -e {path})"
+        )
         for name in names:
             thing = registry.find(groups[group], f"{TABLES[path]['project']['name']}/{name}").load()
             assert isinstance(thing, (Part, ModelType)) or groups[group] == registry.HOOKS
@@ -93,7 +102,7 @@ def test_known_parts_know_ours():
 def test_the_install_line_leads_to_the_package(path):
     from vla.registry import install_line
 
-    if path.name != "core":
+    if path.parent.parent.name == "plugins":
         name, label = TABLES[path]["project"]["name"], path.relative_to(ROOT)
         assert install_line(name) == f"pip install {name}   (in a clone of vla: pip install ./{label})"
 
@@ -105,7 +114,7 @@ def test_what_is_installed_is_this_checkout(path):
     try:
         origin = distribution(name).read_text("direct_url.json") or ""
     except PackageNotFoundError:
-        pytest.fail(f"{name} is not installed: make install")
+        pytest.fail(f"{name} is not installed: make install (or pip install --no-deps --no-build-isolation -e {path})")
     assert '"editable": true' in origin and str(path) in origin, f"{name} is a copy: pip install -e {path}"
 
 
@@ -117,7 +126,7 @@ def test_no_test_folder_is_a_package():
 def test_test_files_of_one_folder_kind_have_telling_names():
     files = [
         p
-        for pattern in ("core/tests/test_*.py", "tests/test_*.py", "plugins/*/*/tests/test_*.py")
+        for pattern in ("core/tests/test_*.py", "tests/test_*.py", "plugins/*/*/tests/test_*.py", "clients/*/tests/test_*.py")
         for p in ROOT.glob(pattern)
     ]
     assert len({p.name for p in files}) == len(files), sorted(p.name for p in files)
@@ -126,7 +135,7 @@ def test_test_files_of_one_folder_kind_have_telling_names():
 def test_no_machine_paths_in_the_code():
     tracked = [
         p
-        for pattern in ("core/**/*", "plugins/**/*", "tests/*", "benchmarks/*", "*.md", "Makefile")
+        for pattern in ("core/**/*", "plugins/**/*", "clients/**/*", "tests/*", "benchmarks/*", "*.md", "Makefile")
         for p in ROOT.glob(pattern)
     ]
     needle = "/" + "work/"

@@ -22,6 +22,7 @@ GROUPS: dict[str, str] = {
     "robot": "vla.robots",
     "dataset": "vla.datasets",
     "env": "vla.envs",
+    "protocol": "vla.protocols",
 }
 MODEL_TYPES_GROUP = "vla.model_types"
 # The parts at the top of every variant, in this order, with their default.

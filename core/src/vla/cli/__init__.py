@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("vla.cli.train:main", "train a variant, or fine-tune a model directory"),
     "sample": ("vla.cli.sample:main", "actions of a model for observations of a dataset"),
     "eval": ("vla.cli.eval:main", "closed-loop evaluation in an environment"),
+    "serve": ("vla.cli.serve:main", "serve a policy to robots: openpi's clients connect unchanged"),
     "demo": ("vla.cli.demo:main", "the whole story on this machine: demonstrations, training, a policy that acts"),
     "record": ("vla.cli.record:main", "record demonstrations in an environment"),
     "stats": ("vla.cli.stats:main", "normalisation statistics of a dataset"),

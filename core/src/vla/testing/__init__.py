@@ -24,6 +24,7 @@ _PUBLIC = {
     "BackboneConformance": "backbones",
     "TokenizerConformance": "tokenizers",
     "DatasetConformance": "datasets",
+    "ProtocolConformance": "protocols",
     "random_batch": "batches",
 }
 # kind of part -> its conformance class

@@ -37,6 +37,7 @@ FACETS: dict[str, tuple[str, ...]] = {
     "robot": ("state_dim", "action_dim", "cameras", "hz"),
     "dataset": ("robot",),
     "env": ("robot",),
+    "protocol": ("speaks",),
 }  # fmt: skip
 FACETS["backbone"] = (*FACETS["llm"], "images")
 

@@ -13,7 +13,7 @@ EXCUSED = "declared exception: "
 # Their `assert` statements show values, as those of a test file do.
 pytest.register_assert_rewrite(
     *(f"vla.testing.{name}" for name in (
-        "parts", "models", "heads", "vision", "llms", "backbones", "tokenizers", "datasets",
+        "parts", "models", "heads", "vision", "llms", "backbones", "tokenizers", "datasets", "protocols",
     ))
 )  # fmt: skip
 
