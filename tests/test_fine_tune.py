@@ -1,6 +1,7 @@
 """Fine-tuning a model of one's own: what may change, where weights and statistics come from, and the run directory."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ for needed in ("torch", "vla_dataset_lerobot", "vla_head_flow", "vla_tokenizer_p
     pytest.importorskip(needed)
 
 import vla  # noqa: E402
+from vla.cli import main  # noqa: E402
 from vla.datasets import open_dataset  # noqa: E402
 from vla.errors import StoreError  # noqa: E402
 from vla.runs import find_model  # noqa: E402
-from vla.store import open_model  # noqa: E402
+from vla.store import open_model, read_weights  # noqa: E402
 from vla.training.checkpoints import checkpoint_folder  # noqa: E402
 from vla.training.loop import train  # noqa: E402
 
@@ -54,3 +56,167 @@ def test_a_run_and_its_checkpoints_open_as_models(base, data, tmp_path):
     with pytest.raises(StoreError, match="no checkpoint of this step") as caught:
         vla.open(f"{base}@9")
     assert f"{base}@3" in str(caught.value) and "[1, 2, 3]" in str(caught.value)
+
+
+def say(*words):
+    return main([str(w) for w in words])
+
+
+QUICK = ["--steps", "1", "--batch-size", "2", "--no-progress"]
+
+
+def test_what_no_weight_depends_on_changes_and_the_rest_is_refused_by_name(base, data, tmp_path, capsys):
+    free = [
+        "spec.action_horizon=5", "spec.max_token_len=120", "spec.norm=zscore", "spec.image_size=[48,64]",
+        'spec.cameras=["base_0_rgb"]', 'robot.cameras=["base_0_rgb=left_wrist_0_rgb"]', "head.num_steps=3",
+        "tokenizer.prompt=pi0", "head.state=none",
+    ]  # fmt: skip
+    words = [w for one in free for w in ("--set", one)]
+    assert say("train", base, "--data", data, "--out", tmp_path / "run", *QUICK, *words, "--lr", "1e-9") == 0
+    said = capsys.readouterr().err
+    assert f"of {base / 'model'}\n  resampled  backbone.vision.position" in said and "statistics: of the data" in said
+    before, after = (read_weights(open_model(run).weights) for run in (base, tmp_path / "run"))
+    for name in before:
+        if name != "backbone.vision.position":
+            np.testing.assert_allclose(after[name], before[name], atol=1e-6 * np.abs(before[name]).max() + 1e-7)
+    assert before["backbone.vision.position"].shape[1] == 4 and after["backbone.vision.position"].shape[1] == 12
+    record = open_model(tmp_path / "run").record
+    assert record["weights"]["base"] == str(base / "model") and record["weights"]["digest"] == open_model(base).digest
+    assert record["weights"]["resampled"] == ["backbone.vision.position"] and "new" not in record["weights"]
+
+    wide = ["--set", "spec.action_dim=12", "--set", "spec.action_horizon=5"]
+    assert say("train", base, "--data", data, "--out", tmp_path / "wide", *QUICK, *wide) == 2
+    said = capsys.readouterr().err
+    assert "spec.action_dim: 8 -> 12" in said and "action_horizon" not in said and not (tmp_path / "wide").exists()
+    assert "head.action_in_proj.weight [32, 8] -> [32, 12]" in said
+    way = said.partition("make these weights anew: ")[2].split()
+    assert way == ["--reinit", "head.action_in_proj.weight,head.action_out_proj"]
+    assert say("train", base, "--data", data, "--out", tmp_path / "wide", *QUICK, *wide, *way) == 0
+    anew = ["head.action_in_proj.weight", "head.action_out_proj.bias", "head.action_out_proj.weight"]
+    assert sorted(open_model(tmp_path / "wide").record["weights"]["reinit"]) == anew
+    assert say("train", base, "--data", data, "--out", tmp_path / "no", *QUICK, "--reinit", "head.nothing") == 2
+    assert "no weights have this name" in capsys.readouterr().err
+
+
+def test_heads_that_share_an_axis_are_told_apart(base, data, tmp_path, capsys):
+    """2 heads of 16 and 4 of 8 have equal PyTorch shapes: only the other layout shows that the weights mean another."""
+    sets = ["--set", "backbone.llm.num_heads=4", "--set", "backbone.llm.head_dim=8"]
+    assert say("train", base, "--data", data, "--out", tmp_path / "run", *QUICK, *sets) == 2
+    assert "backbone.llm" in capsys.readouterr().err
+
+
+def test_build_with_weights_follows_the_same_rule(base, data, tmp_path, capsys):
+    words = ["build", "--base", base, "--init", base, "--out", tmp_path / "model"]
+    assert say(*words, "--set", "spec.action_dim=12") == 2
+    assert "--reinit head.action_in_proj.weight,head.action_out_proj" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+    assert say(*words, "--set", "spec.action_horizon=3", "--seed", "5", "--reinit", "head.action_in_proj") == 0
+    made = open_model(tmp_path / "model")
+    assert made.variant.spec.action_horizon == 3 and made.record["weights"]["seed"] == 5
+    old, new = read_weights(open_model(base).weights), read_weights(made.weights)
+    changed = {name for name in old if not np.array_equal(old[name], new[name])}
+    assert changed == {"head.action_in_proj.weight", "head.action_in_proj.bias"}
+    assert vla.open(tmp_path / "model").infer(open_dataset(str(data)).sample(0, 3))["actions"].shape == (3, 5)
+    # Another head than the base's: what has no place, and what is missing, are both said.
+    assert (
+        say("build", "--base", base, "--head", "ki", "--tokenizer", "fast", "--init", base, "--out", tmp_path / "ki")
+        == 2
+    )
+    said = capsys.readouterr().err
+    assert "head.action_in_proj.weight [32, 8] -> no place" in said and "head.actions.action_in_proj.weight" in said
+
+
+def test_weights_that_were_never_trained_do_not_stay_as_drawn_unasked(base, data, tmp_path, capsys):
+    variant = tmp_path / "variant"
+    variant.mkdir()
+    (variant / "variant.toml").write_text(vla.read_variant(base).to_toml())
+    words = ["train", variant, "--data", data, "--out", tmp_path / "run", *QUICK]
+    for frozen in (["--lora.rank", "2"], ["--freeze", "backbone.vision"]):
+        assert say(*words, *frozen) == 2
+        said = capsys.readouterr().err
+        assert "never trained" in said and "--yes-random" in said and not (tmp_path / "run").exists()
+    assert say(*words, "--freeze", "backbone.vision", "--yes-random") == 0
+    assert "weights: new, seed 42" in capsys.readouterr().err
+    left = open_model(tmp_path / "run").record["weights"]["untrained"]
+    assert left and all(name.startswith("backbone.vision") for name in left)
+    # What stayed as drawn is still untrained in the next run; what a run has trained is not.
+    again = ["train", tmp_path / "run", "--data", data, "--out", tmp_path / "next", *QUICK]
+    assert say(*again, "--freeze", "backbone.vision") == 2 and "backbone.vision" in capsys.readouterr().err
+    assert say(*again, "--freeze", "head") == 0
+    # New weights in a model that is trained otherwise: the same.
+    mine = ["train", base, "--data", data, "--out", tmp_path / "mine", *QUICK, "--reinit", "head.action_in_proj"]
+    assert say(*mine, "--freeze", "head") == 2
+    assert "head.action_in_proj" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_its_folder_alone(base, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["--data", data, "--set", "spec.action_horizon=5", "--lr", "0.01", "--reinit", "head.action_out_proj"]
+    assert say("train", base, "--out", out, *words, *QUICK, "--seed", "7") == 0
+    assert say("train", "--out", out, "--resume") == 0  # nothing is left to do
+    assert say("train", "--out", out, "--resume", "--steps", "2") == 0
+    whole = tmp_path / "whole"
+    assert (
+        say("train", base, "--out", whole, *words, *QUICK, "--seed", "7", "--steps", "2", "--lr-decay-steps", "1") == 0
+    )
+    one, two = (read_weights(open_model(run).weights) for run in (out, whole))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
+    capsys.readouterr()
+    for given, named in (
+        (["--lr", "0.5"], "lr: 0.01 -> 0.5"), (["--set", "spec.action_horizon=6"], "--set"),
+        (["--reinit", "head"], "--reinit"), (["--stats", "base"], "--stats"), (["--type", "pi0"], "--type"),
+    ):  # fmt: skip
+        assert say("train", "--out", out, "--resume", "--steps", "3", *given) == 2
+        assert named in capsys.readouterr().err
+    assert say("train", base, "--out", out, *words, "--resume", "--steps", "3") == 0  # given again, and the same
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(base, data, tmp_path, monkeypatch):
+    from vla.training import loop
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    words = ["train", base, "--data", data, "--out", tmp_path / "run", *QUICK, "--set", "spec.action_horizon=5"]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "go", stop)
+        assert say(*words, "--reinit", "head.action_out_proj") == 130
+    assert sorted(f.name for f in (tmp_path / "run").iterdir() if f.name[0] != ".") == ["metrics.jsonl", "run.json"]
+    assert say("train", "--out", tmp_path / "run", "--resume") == 0
+    record = open_model(tmp_path / "run").record["weights"]
+    assert record["base"] == str(base / "model") and record["reinit"] and record["seed"] == 42
+
+
+def test_a_recipe_on_a_model_sets_what_it_says_and_no_part(base, data, tmp_path, capsys):
+    file = tmp_path / "mine.toml"
+    text = 'vla_recipe = 1\ntype = "pi05"\nrobot = "plain"\n[spec]\naction_horizon = 4\n[set]\n"head.num_steps" = 2\n'
+    file.write_text(text + "[train]\nsteps = 1\nbatch_size = 2\nprogress = false\n")
+    assert say("train", base, "--recipe", file, "--data", data, "--out", tmp_path / "run") == 0
+    opened = open_model(tmp_path / "run")
+    assert opened.variant.spec.action_horizon == 4 and opened.variant.head.settings.num_steps == 2
+    assert opened.variant.backbone.table() == open_model(base).variant.backbone.table()
+    assert opened.record["steps"] == 1 and opened.record["weights"]["base"] == str(base / "model")
+    for type, named in (("pi05_ki", "tokenizer"), ("pi0", "head.time")):
+        file.write_text(f'vla_recipe = 1\ntype = "{type}"\n')
+        assert say("train", base, "--recipe", file, "--data", data, "--out", tmp_path / "no") == 2
+        assert f"field:    {named}\n" in capsys.readouterr().err
+
+
+def test_statistics_that_do_not_fit_are_said_and_refused(base, data, tmp_path, capsys):
+    stats = json.loads((base / "model" / "norm_stats.json").read_text())
+    for key in ("mean", "q01", "q99"):
+        stats["norm_stats"]["state"][key] = [v + 1000 for v in stats["norm_stats"]["state"][key]]
+    file = tmp_path / "stats.json"
+    file.write_text(json.dumps(stats))
+    words = ["train", base, "--data", data, "--out", tmp_path / "run", *QUICK]
+    assert say(*words, "--stats", file) == 2
+    said = capsys.readouterr().err
+    assert "state[0]: 100% outside the range" in said and "--stats data" in said and not (tmp_path / "run").exists()
+    assert say(*words, "--stats", "base") == 0
+    assert "statistics: of the base model" in capsys.readouterr().err
+    assert say("train", tmp_path / "run", "--data", data, "--out", tmp_path / "next", *QUICK, "--stats", "no.json") == 2
+    assert (
+        say("train", "--type", "pi0", "--preset", "tiny", "--data", data, "--out", tmp_path / "x", "--stats", "base")
+        == 2
+    )
+    assert "no statistics of a base model" in capsys.readouterr().err

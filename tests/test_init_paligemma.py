@@ -265,11 +265,11 @@ def test_the_verb_writes_a_model_directory_and_says_what_is_new(tmp_path, capsys
     assert main(words) == 2
     assert "add --out DIR" in capsys.readouterr().err
     assert main([*words, "--out", str(out), "--seed", "3"]) == 0
-    assert "new     head.action_in_proj.weight" in capsys.readouterr().err
+    assert "new        head.action_in_proj.weight" in capsys.readouterr().err
     want, _ = starting_weights(v, f"paligemma:{tmp_path / 'pt.npz'}", seed=3)
     read = read_weights(out / "model.safetensors")
     assert set(read) == set(want) and all(np.array_equal(read[n], w) for n, w in want.items())
-    assert "head.action_in_proj.weight" in json.loads((out / "record.json").read_text())["init"]["new"]
+    assert "head.action_in_proj.weight" in json.loads((out / "record.json").read_text())["weights"]["new"]
     assert main([*words, "--out", str(out)]) == 2  # the folder is taken
     assert main([*words[:-1], "paligemma:nowhere", "--out", str(tmp_path / "other")]) == 2
     assert not (tmp_path / "other").exists()

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from attrs import evolve
 
 for needed in ("torch", "vla_dataset_lerobot", "vla_head_ki", "vla_tokenizer_fast", "vla_tokenizer_paligemma"):
     pytest.importorskip(needed)
@@ -81,22 +82,30 @@ def test_every_model_type_trains_and_the_model_opens(tmp_path, data, type):
 def test_it_says_what_it_computed_and_keeps_it_for_resuming(tmp_path, data):
     train(small(), str(data), out=tmp_path / "run", config=config(4, save_every=2))
     notes = [r["text"] for r in read_metrics(tmp_path / "run", "note")]
-    assert any("normalisation statistics" in n and "60 frames" in n for n in notes)
+    assert "weights: new, seed 42" in notes
+    assert any("statistics: of the data, all 60 frames" in n for n in notes)
     assert any("fast tokenizer is not fitted" in n for n in notes)
     folder = checkpoint_folder(tmp_path / "run", 4)
     assert (folder / "norm_stats.json").is_file() and (folder / "assets" / "tokenizer").is_dir()
     train(small(), str(data), out=tmp_path / "run", config=config(6, save_every=2), resume=True)
-    assert not [r for r in read_metrics(tmp_path / "run", "note") if r["step"] == 4]  # nothing was computed again
+    later = [r["text"] for r in read_metrics(tmp_path / "run", "note") if r["step"] == 4]
+    assert later == [f"weights and statistics: of {folder}"]  # nothing was computed again
     assert checkpoint_steps(tmp_path / "run") == [4, 6]
 
 
 def test_fine_tuning_starts_from_the_models_weights_statistics_and_tokenizer(tmp_path, data):
     first = train(small(), str(data), out=tmp_path / "one", config=config())
     other = write(tmp_path / "other", seed=9)
-    second = train(first.model, str(other), out=tmp_path / "two", config=config(1, lr=1e-9, ema_decay=0))
-    assert read_metrics(tmp_path / "two", "note") == []
+    mine = config(1, lr=1e-9, ema_decay=0)
+    second = train(first.model, str(other), out=tmp_path / "two", config=mine, stats="base")
+    notes = [r["text"] for r in read_metrics(tmp_path / "two", "note")]
+    assert notes[0] == f"weights: {len(read_weights(first.model / 'model.safetensors'))} of {first.model}"
+    assert notes[1] == "statistics: of the base model, not of this data" and "% outside the range" in notes[2]
     a, b = (open_model(r.model) for r in (first, second))
     assert np.array_equal(a.stats["state"].mean, b.stats["state"].mean)
+    third = open_model(train(first.model, str(other), out=tmp_path / "three", config=mine).model)
+    assert not np.array_equal(a.stats["state"].mean, third.stats["state"].mean)  # those of the new data, unless asked
+    assert (b.record["statistics"], third.record["statistics"]) == ("base", "data")
     one, two = (read_weights(m.weights) for m in (a, b))
     for name in one:
         close(two[name], one[name], 1e-6, name, scale=1e-3)
@@ -126,17 +135,17 @@ def test_lora_leaves_a_plain_model_and_an_adapter_that_merges_into_its_base(tmp_
     capsys.readouterr()
     assert main(["merge", str(out / "model"), str(out / "adapter"), "--out", str(tmp_path / "other")]) == 2
     assert "trained on other weights" in capsys.readouterr().err
-    assert main(["train", str(base), "--data", str(data), "--out", str(out), *words, "--resume"]) == 2
+    assert main(["train", str(base), "--data", str(data), "--out", str(out), *words, "--lora.alpha", "8", "--resume"]) == 2
     assert "adapters of a run cannot change" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 
 def test_given_statistics_win(tmp_path, data):
-    from vla.transforms.stats import identity_stats
+    from vla.transforms.stats import compute_stats
 
-    stats = identity_stats(6, 5)
+    stats = {k: evolve(s, mean=s.mean + 1) for k, s in compute_stats(open_dataset(str(data)), small()).items()}
     result = train(small(), str(data), out=tmp_path / "run", config=config(1), stats=stats)
-    assert np.array_equal(open_model(result.model).stats["actions"].mean, np.zeros(5))
+    assert np.array_equal(open_model(result.model).stats["actions"].mean, stats["actions"].mean)
 
 
 def test_a_mixture_trains_in_its_proportions(tmp_path, data):

@@ -263,11 +263,3 @@ def test_a_recipe_gives_the_defaults_of_train(capsys, monkeypatch):
     assert "no such recipe" in capsys.readouterr().err
     assert main(["train", "--recipe", "--data", "x"]) == 2
     assert "an option has no value" in capsys.readouterr().err
-
-
-def test_the_command_that_goes_on_starts_from_the_newest_checkpoint():
-    from vla.cli.train import _again
-
-    assert _again(["model", "--data", "d", "--overwrite", "--steps", "9"]) == "model --data d --steps 9 --resume"
-    for step in ("--resume-step 500", "--resume_step=500", "--resume --resume-step=5"):
-        assert _again(["m", *step.split(), "--set", "name=a b"]) == "m --set 'name=a b' --resume"

@@ -8,6 +8,8 @@ A row says what a weight of ours is called in another layout, and how the axes m
 - The second is the path in the other layout: the nnx attributes of the JAX module, openpi's tree, a Hugging Face name.
 - `{l}` is the layer. If only our name has it, the other layout stacks the layers on a leading axis.
 - `path[1]` means: element 1 of an axis that comes right after the layer axis (openpi keeps k and v in one array).
+- `grid` names three axes (cells, rows, columns) of a position embedding: `cells` lists a grid row by row, behind what
+  else it holds (a class token), so the weight can be resampled to another image size.
 - `axes` reads ours -> theirs, as in einops; letters have sizes, so a table knows every shape without any framework.
 
 A part's `params` module has `rows(site)`, its weights with their JAX paths, and, where the weights exist elsewhere,
@@ -56,6 +58,7 @@ class Row:
     other: str
     axes: str
     sizes: Mapping[str, int] = field(factory=dict)
+    grid: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
@@ -97,7 +100,7 @@ def bind(rows: Iterable[Row], values: Mapping[str, int | str]) -> Iterator[Row]:
         torch, other = row.torch, row.other
         for hole, word in words.items():
             torch, other = torch.replace(hole, word), other.replace(hole, word)
-        yield Row(torch, other, row.axes, {**sizes, **row.sizes})
+        yield evolve(row, torch=torch, other=other, sizes={**sizes, **row.sizes})
 
 
 def stack_of(rows: Iterable[Row], torch: str, other: str) -> Iterator[Row]:

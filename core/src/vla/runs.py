@@ -76,7 +76,7 @@ def checkpoint_variant(folder: Path) -> Any:
     """
     from vla.compose import variant_from_toml
 
-    return variant_from_toml(_state(folder)["variant"], str(folder / _STATE))
+    return variant_from_toml(checkpoint_state(folder)["variant"], str(folder / _STATE))
 
 
 def open_checkpoint(folder: Path, *, verify: bool = True) -> ModelDir:
@@ -93,7 +93,7 @@ def open_checkpoint(folder: Path, *, verify: bool = True) -> ModelDir:
     from vla.transforms.stats import load_stats
 
     digest = verify_folder(folder, CONTENT) if verify else ""
-    variant, state = checkpoint_variant(folder), dict(_state(folder))
+    variant, state = checkpoint_variant(folder), dict(checkpoint_state(folder))
     stats = load_stats(folder / STATS) if (folder / STATS).is_file() else None
     tokenizer = open_tokenizer(variant.parts["tokenizer"], variant.spec, folder / ASSETS)
     record = {"steps": state.pop("step"), **{key: value for key, value in state.items() if key != "variant"}}
@@ -110,7 +110,12 @@ def open_checkpoint(folder: Path, *, verify: bool = True) -> ModelDir:
     return ModelDir(folder, variant, folder / FILES["params"], stats, tokenizer, record, digest, read)
 
 
-def _state(folder: Path) -> dict[str, Any]:
+def checkpoint_state(folder: Path) -> dict[str, Any]:
+    """The plain facts in a checkpoint: step, config, variant, data, where its weights come from.
+
+    Raises:
+        StoreError: the file is damaged.
+    """
     state: dict[str, Any] = read_json(folder / _STATE, "the checkpoint is damaged")
     for key, kind in (("step", int), ("variant", str), ("config", dict)):
         if not isinstance(state.get(key), kind):

@@ -20,6 +20,7 @@ def build(
     name: str = "",
     out: str = "",
     init: str = "",
+    reinit: tuple[str, ...] = (),
     seed: int = 0,
     overwrite: bool = False,
 ) -> int:
@@ -36,7 +37,9 @@ def build(
         set: path=value, any setting or inner part, e.g. head.tokens=ar or spec.action_dim=7; may be repeated.
         name: the name in the file.
         out: a folder to write variant.toml into; with --init a model directory.
-        init: also make weights: paligemma:PATH fills the backbone, the rest is new.
+        init: also make weights: those of a model directory or run (with --base of the same, what may change is what
+            `vla train MODEL --set` may change), or paligemma:PATH, which fills the backbone and makes the rest anew.
+        reinit: weights of the model to make anew, by names or beginnings of names; may be repeated.
         seed: of the new weights.
         overwrite: with --init, replace a model directory that is there.
     """
@@ -59,31 +62,32 @@ def build(
     print(text, end="")
     print(f"\n# runs in: {', '.join(variant.frameworks()) or 'no framework: its parts have none in common'}")
     if init:
-        write_started(out, variant, init, seed, overwrite)
+        write_started(out, variant, init, reinit, seed, overwrite)
     elif out:
         console.note(f"wrote {write_variant(Path(out), text)}")
     return 0
 
 
-def write_started(out: str, variant: Any, init: str, seed: int, overwrite: bool) -> None:
+def write_started(out: str, variant: Any, init: str, reinit: tuple[str, ...], seed: int, overwrite: bool) -> None:
     """Write a model directory with starting weights, and say which weights are new.
 
     Raises:
-        SettingsError: no folder is given, or `init` names no known source.
+        SettingsError: no folder is given, `init` names no known source, or weights do not fit and are not in `reinit`.
         StoreError: the source does not fit, or the folder cannot be written.
     """
     from vla.errors import SettingsError
     from vla.files import atomic_folder
-    from vla.interop.start import starting_weights
+    from vla.refit import names_of
     from vla.store import KIND, write_model
+    from vla.training.start import start_from
 
     if not out:
         raise SettingsError("--init makes weights, which need a folder", field="--out", got="", fix="add --out DIR")
     with atomic_folder(out, KIND, overwrite=overwrite) as temp:  # a folder in the way costs no reading
-        weights, start = starting_weights(variant, init, seed)
-        record = {"init": {"source": init, "seed": seed, "new": start.new}}
-        write_model(temp, variant, weights, None, None, record=record)
-    console.note(f"{start}\nwrote {out}")
+        start = start_from(variant, init, names_of(reinit), seed)
+        record = {"weights": start.origin.to_table(), **start.record}
+        write_model(temp, variant, start.weights or {}, start.stats, start.tokenizer, record=record)
+    console.note(f"{start.origin}\nwrote {out}")
 
 
 def write_variant(folder: Path, text: str) -> Path:

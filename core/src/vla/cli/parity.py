@@ -36,11 +36,12 @@ def parity(
     from vla.errors import SettingsError
     from vla.testing.frameworks import NEEDS, installed, start_weights
     from vla.testing.parity import compare, run
-    from vla.training.prepare import open_start
+    from vla.training.start import open_start
 
     if batch < 1:
         raise SettingsError("at least one observation is compared", field="--batch", got=batch)
-    variant, weights, stats, tokenizer = open_start(model)
+    start = open_start(model)
+    variant, weights, stats, tokenizer = start.variant, start.weights, start.stats, start.tokenizer
     for framework in NEEDS:
         if not installed(framework):
             raise SettingsError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from attrs import field, frozen
 from vla.errors import StoreError
 from vla.params import Row, cover, other_shapes, shapes, table, to_torch
 from vla.reading import checked, npz_shapes, read_json, read_npz, reading
+from vla.refit import groups
 
 # Tensors a Hugging Face file may have beyond PaliGemma's own weights, and why they are left out.
 UNUSED = {
@@ -94,15 +95,6 @@ def read_paligemma(path: str | Path, variant: Any) -> Start:
     cover(other_shapes(rows), tree, f"{path} does not fit the backbone of {variant.name}", fix)
     weights = to_torch(rows, tree)
     return Start(str(path), weights, tuple(n for n in shapes(table(variant)) if n not in weights), tuple(unused))
-
-
-def groups(names: Iterable[str]) -> list[str]:
-    """Weight names with layers folded: "backbone.llm.layers.*.backbone.q.weight x18"."""
-    folded: dict[str, int] = {}
-    for name in names:
-        key = re.sub(r"\.\d+\.", ".*.", name)
-        folded[key] = folded.get(key, 0) + 1
-    return [f"{key} x{n}" if "*" in key else key for key, n in folded.items()]
 
 
 def standard_name(name: str) -> str:

@@ -24,13 +24,16 @@ from vla.training.loader import Loader, Samples
 from vla.training.metrics import FILE, Jsonl, Listener, Progress, check_listeners, open_listeners
 from vla.training.prepare import Prepared, prepare
 from vla.training.run_folder import MODEL, check_folder, check_same_run, clear
+from vla.training.saved_run import SavedRun, read_run, save_run
 from vla.training.schedules import ema_decay, learning_rate
+from vla.training.start import base_of
+from vla.training.statistics import words_of
 from vla.training.validation import Validator
 
 
 def train(
-    model: Any,
-    data: Any,
+    model: Any = None,
+    data: Any = None,
     *,
     out: str | Path,
     config: TrainConfig | None = None,
@@ -41,34 +44,50 @@ def train(
     resume_step: int | None = None,
     overwrite: bool = False,
     allow_change: bool = False,
+    yes_random: bool = False,
+    typed: Mapping[str, Any] | None = None,
     listeners: Sequence[Listener] = (),
 ) -> TrainResult:
     """Train a model on demonstrations.
 
     Args:
-        model: a `Variant`, the path of a variant file, or of a model directory (its weights, statistics and tokenizer
-            are where training starts).
+        model: a `Variant`, the path of a variant file, or of a model directory (its weights and tokenizer are where
+            training starts); `vla.training.start.Changed` for a model with other settings.
         data: an opened dataset, or where one is: a folder, or a dataset name.
-        out: the run directory: `checkpoints/`, `metrics.jsonl`, and at the end `model/` (with LoRA also `adapter/`).
+        out: the run directory: `run.json` (what the run is made of), `checkpoints/`, `metrics.jsonl`, and at the end
+            `model/` (with LoRA also `adapter/`).
         config: the run; `steps` and `batch_size` given here win over it.
-        stats: normalisation statistics; default: the model directory's, else computed from the data.
-        resume: go on from the newest checkpoint in `out`.
+        stats: normalisation statistics: "data" (the default), "base" (those of the model), a path, or statistics.
+        resume: go on from the newest checkpoint in `out`; model, data, config and stats are then those of the run, and
+            those given must agree.
         resume_step: go on from the checkpoint of this step instead.
         overwrite: forget what is in `out`.
         allow_change: resume although data or settings differ from the run that wrote the checkpoint; fine-tune a model
             on data that names another robot than its own did.
+        yes_random: let LoRA or `freeze` keep weights that were never trained.
+        typed: options of a command line, to be kept in `run.json`.
         listeners: callables `(event, record)` that hear every record (see `vla.training.metrics`).
 
     Raises:
         DataError, SettingsError, PartError: model, data and config do not fit; before the first step.
-        TrainingError: the run folder is in use or not empty, or too many steps in a row were not finite.
+        TrainingError: the run folder is in use or not empty, weights that were never trained would be frozen, or too
+            many steps in a row were not finite.
         StoreError: a checkpoint is damaged, or the model cannot be written.
     """
+    out = Path(out).expanduser()
+    resume = resume or resume_step is not None
+    saved = read_run(out) if resume else None
+    if saved is not None:
+        model, data = saved.model() if model is None else model, saved.data if data is None else data
+        config, typed = config or saved.train_config(), {**saved.typed, **(typed or {})}
+        allow_change, yes_random = allow_change or saved.allow_change, yes_random or saved.yes_random
+    if model is None or not data:
+        lacking = "model" if model is None else "data"
+        fix = "the run in this folder does not store it: give it again" if resume else "give it"
+        raise TrainingError(f"no {lacking} is named", field=lacking, fix=fix)
     config = config or TrainConfig()
     if steps is not None or batch_size is not None:
         config = evolve(config, steps=steps or config.steps, batch_size=batch_size or config.batch_size)
-    out = Path(out).expanduser()
-    resume = resume or resume_step is not None
     rank, world = _place(config)
     if config.batch_size % (world * config.accumulate):
         raise TrainingError(
@@ -80,10 +99,16 @@ def train(
     # Everything that can be refused is refused before the run folder is touched.
     check_listeners(config.listeners)
     check_folder(out, resume, overwrite, config)
-    found = checkpoints.load_checkpoint(out, resume_step) if resume else None
-    config = config.planned(found.state["config"] if found else None)
     notes: list[str] = []
-    prepared = prepare(model, data, config, stats, notes.append, found.folder if found else None, allow_change)
+    found = None
+    if saved is not None and resume_step is None and not checkpoints.checkpoint_steps(out):
+        notes.append("the run has no checkpoint yet: from its beginning")
+        stats = saved.given(stats)
+    elif resume:
+        found = checkpoints.load_checkpoint(out, resume_step)
+    config = config.planned(found.state["config"] if found else None)
+    where = found.folder if found else None
+    prepared = prepare(model, data, config, stats, notes.append, where, allow_change, yes_random)
     if found is not None:
         check_same_run(found, config, prepared, allow_change)
     engine = _engine(prepared, config, world)
@@ -94,9 +119,22 @@ def train(
     with checkpoints.run_lock(out) if rank == 0 else _nothing():
         if rank == 0:
             notes += clear(out, found)
+            save_run(out, _saved(model, prepared, config, stats, saved, yes_random, allow_change, typed))
         result = _Run(out, config, prepared, engine, found, listeners, notes, rank, world).go()
     engine.close()
     return result
+
+
+def _saved(
+    model: Any, prepared: Prepared, config: TrainConfig, stats: Any, before: SavedRun | None, yes_random: bool,
+    allow_change: bool, typed: Mapping[str, Any] | None,
+) -> SavedRun:  # fmt: skip
+    """What `run.json` keeps; of a run that goes on, where it began."""
+    start = before or SavedRun("", {}, base=base_of(model), reinit=getattr(model, "reinit", ()), stats=words_of(stats))
+    return evolve(
+        start, variant=prepared.variant.to_toml(), config=config.to_dict(), data=prepared.source, yes_random=yes_random,
+        allow_change=allow_change, typed=dict(typed or {}),
+    )  # fmt: skip
 
 
 class _Run:
@@ -244,7 +282,7 @@ class _Run:
     def _record(self) -> dict[str, Any]:
         """Plain facts of the run, for checkpoints and for the model."""
         p = self.prepared
-        where = {"source": p.source, "embodiment": p.embodiment}
+        where = {"source": p.source, "embodiment": p.embodiment, **p.made_of}
         return {"config": self.config.to_dict(), **p.facts(), **where}
 
     def _rescue(self, step: int, error: BaseException) -> None:

@@ -11,21 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from attrs import asdict, frozen
+from attrs import asdict, field, frozen
 
-from vla.compose import VARIANT_FILE, Variant, build, read_variant
+from vla.compose import Variant, build
 from vla.contracts import check_observation, observation_from
 from vla.datasets import ways_out
 from vla.embodiment import Embodiment, check_same, differences
-from vla.errors import DataError, SettingsError, StoreError
+from vla.errors import DataError, SettingsError
 from vla.fitting import MisfitError
-from vla.reading import read_json
 from vla.registry import listed
-from vla.runs import find_model, is_checkpoint
-from vla.store import ASSETS, RECORD, STATS, WEIGHTS, open_model
+from vla.runs import checkpoint_state
+from vla.store import ASSETS, STATS
 from vla.training.config import TrainConfig, TrainingError
 from vla.training.order import generator, split_episodes
+from vla.training.start import check_untrained, open_start, with_codec_for
+from vla.training.statistics import BASE, DATA, choose
 
+MADE_OF = ("weights", "statistics")  # what the record of a run says about where it started
 FIT_CHUNKS = 4096  # chunks an action tokenizer is fitted on
 
 
@@ -46,6 +48,7 @@ class Prepared:
     shares: tuple[tuple[int, float], ...] = ()  # of a mixture: training frames and weight of each dataset
     cameras: tuple[str, ...] = ()  # of the model, that every frame has; a policy asks for them too
     source: Any = ""  # what opens the data again, see `vla.datasets.open_recorded`
+    made_of: Mapping[str, Any] = field(factory=dict)  # where "weights" and "statistics" are from, for the record
 
     def facts(self) -> dict[str, Any]:
         """Plain facts about the data of this run, for its record."""
@@ -74,38 +77,48 @@ def prepare(
     note: Callable[[str], None] = print,
     checkpoint: Path | None = None,
     allow_change: bool = False,
+    yes_random: bool = False,
 ) -> Prepared:
     """Open and check everything. Statistics and tokenizer come from `checkpoint` when one is resumed.
 
-    With `allow_change` a model is fine-tuned on data of another robot than it was trained on; what differs is noted.
+    `stats`: "data" (also None), "base", a path, or statistics. With `yes_random` weights that were never trained may be
+    frozen. With `allow_change` a model is fine-tuned on data of another robot than it was trained on; what differs is
+    noted.
 
     Raises:
-        TrainingError: `stats` are not those of the checkpoint.
-        DataError: the dataset is empty, lacks a camera, is of another robot or of other widths, or has a bad frame.
+        TrainingError: `stats` are not those of the checkpoint, or weights that were never trained would be frozen.
+        DataError: the dataset is empty, lacks a camera, is of another robot or of other widths, or has a bad frame; or
+            the statistics do not fit it.
         StoreError, PartError, SettingsError: the model cannot be opened.
     """
     from vla.tokenizer import open_tokenizer
     from vla.transforms import build_group, collate
     from vla.transforms.stats import load_stats
 
-    variant, weights, own_stats, tokenizer = open_start(model)
-    dataset = open_data(data, variant)
-    before, variant = variant, for_robot_of(variant, dataset, note)
-    if variant is not before:
-        own_stats = None  # they are of values that the adapter has not converted
+    start = open_start(model, config.seed)
+    dataset = open_data(data, start.variant)
+    variant = for_robot_of(start.variant, dataset, note)
     check_fit(variant, dataset)
     if checkpoint is None:
-        check_same_robot(model, dataset, allow_change, note)
+        check_same_robot(start.record, dataset, allow_change, note)
     train_episodes, val_episodes = split_episodes(config.seed, len(dataset.episodes), _held_out(config, dataset))
     if checkpoint is not None:
+        made_of = {key: value for key, value in checkpoint_state(checkpoint).items() if key in MADE_OF}
         stored = load_stats(checkpoint / STATS)
-        _check_same_stats(stats, stored, checkpoint)
+        _check_same_stats(stats, stored, checkpoint, made_of)
         stats = stored
         tokenizer = open_tokenizer(variant.parts["tokenizer"], variant.spec, checkpoint / ASSETS)
         weights = None
+        note(f"weights and statistics: of {checkpoint}")
     else:
-        stats = stats or own_stats or _new_stats(variant, dataset, note)
-        tokenizer = tokenizer or open_tokenizer(variant.parts["tokenizer"], variant.spec, None)
+        origin = check_untrained(start.origin, config, variant, yes_random)
+        note(str(start.origin))
+        # Statistics of the base are of values that another adapter has not converted.
+        own = start.stats if variant is start.variant else None
+        stats, source = choose(stats, own, variant, dataset, note)
+        weights, made_of = start.weights, {"weights": origin.to_table(), "statistics": source}
+        tokenizer = start.tokenizer or open_tokenizer(variant.parts["tokenizer"], variant.spec, None)
+        tokenizer = with_codec_for(tokenizer, variant, len(stats["actions"].mean), note)
     train_index = _frames(dataset, train_episodes)
     if tokenizer.codec is not None and not is_fitted(tokenizer):
         tokenizer = _fitted(variant, dataset, stats, tokenizer, train_index, config, note)
@@ -116,24 +129,8 @@ def prepare(
     return Prepared(
         variant, dataset, stats, tokenizer, group, collate, weights, train_index, val_index, digest, shares,
         () if shares else cameras,  # the datasets of a mixture may have different ones
-        _source(data, dataset),
+        _source(data, dataset), made_of,
     )  # fmt: skip
-
-
-def open_start(model: Any) -> tuple[Variant, Mapping[str, np.ndarray] | None, Any, Any]:
-    """(variant, weights, statistics, tokenizer) of what training starts from; the last three may be None."""
-    if isinstance(model, Variant):
-        return model, None, None, None
-    path = find_model(model)
-    if is_checkpoint(path) or (path.is_dir() and (path / WEIGHTS).is_file()):
-        opened = open_model(path)
-        return opened.variant, opened.read(), opened.stats, opened.tokenizer
-    if path.is_dir() and (path / VARIANT_FILE).is_file():
-        return read_variant(path / VARIANT_FILE), None, None, None
-    if path.is_file():
-        return read_variant(path), None, None, None
-    fix = "give a variant file or a model directory: vla build ... --out DIR, or --type pi05_ki --preset tiny"
-    raise StoreError("there is no model here", field="model", got=str(model), fix=fix)
 
 
 def open_data(data: Any, variant: Variant) -> Any:
@@ -222,16 +219,17 @@ def check_fit(variant: Variant, dataset: Any) -> None:
         )
 
 
-def check_same_robot(model: Any, dataset: Any, allow_change: bool, note: Callable[[str], None] = print) -> None:
-    """Compare data with the embodiment that a model directory has in its record; nothing to compare: nothing to say.
+def check_same_robot(
+    record: Mapping[str, Any], dataset: Any, allow_change: bool, note: Callable[[str], None] = print
+) -> None:
+    """Compare data with the embodiment that a model has in its record; nothing to compare: nothing to say.
 
     Raises:
         DataError: names, units, widths, cameras or rate differ, and that is not allowed.
     """
-    file = None if isinstance(model, Variant) else Path(model).expanduser() / RECORD
-    if file is None or not file.is_file():
+    if not record.get("embodiment"):
         return
-    mine = Embodiment.from_table(read_json(file, "the record of a model is damaged").get("embodiment"))
+    mine = Embodiment.from_table(record["embodiment"])
     theirs = Embodiment.of(dataset.info)
     if not allow_change:
         fix = f"if it means the same, set what the data should say, e.g. --set data.stride=2: {ways_out(mine, theirs)}"
@@ -261,10 +259,18 @@ def is_fitted(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer.codec, "fitted", True))
 
 
-def _check_same_stats(given: Mapping[str, Any] | None, stored: Mapping[str, Any], checkpoint: Path) -> None:
+def _check_same_stats(given: Any, stored: Mapping[str, Any], checkpoint: Path, made_of: Mapping[str, Any]) -> None:
     """Refuse other statistics than the checkpoint's: its weights were trained on numbers scaled by those."""
-    from vla.transforms.stats import FIELDS
+    from vla.transforms.stats import FIELDS, load_stats
 
+    if given in (DATA, BASE):
+        if given != made_of.get("statistics", given):
+            raise TrainingError(
+                "a run cannot go on with other normalisation statistics", field="stats", got=given,
+                expected=made_of["statistics"], fix="leave --stats away when resuming, or start another run",
+            )  # fmt: skip
+        return
+    given = load_stats(Path(given).expanduser()) if isinstance(given, str | Path) else given
     for name in given or {}:
         pairs = [(getattr(given[name], f), getattr(stored.get(name), f, None)) for f in FIELDS]
         if not all(np.array_equal(a, b) for a, b in pairs):
@@ -301,13 +307,6 @@ def _held_out(config: TrainConfig, dataset: Any) -> int:
 def _frames(dataset: Any, episodes: np.ndarray) -> np.ndarray:
     runs = [dataset.episodes[int(e)] for e in episodes]
     return np.concatenate([np.arange(r.start, r.stop) for r in runs]) if runs else np.zeros(0, np.int64)
-
-
-def _new_stats(variant: Variant, dataset: Any, note: Callable[[str], None]) -> Any:
-    from vla.transforms.stats import compute_stats
-
-    note(f"no normalisation statistics given: computed from all {len(dataset)} frames")
-    return compute_stats(dataset, variant, variant.spec.action_horizon)
 
 
 def _fitted(

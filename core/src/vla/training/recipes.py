@@ -23,7 +23,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import asdict, frozen
 
 from vla.errors import SettingsError
 from vla.reading import MOST_TOML, parse_toml, read_text
@@ -62,6 +62,39 @@ class Recipe:
                 if (offers.get(key) or 0) > shapes.get(key, 0):
                     sets[f"spec.{key}"] = offers[key]
         return build(type=self.type, robot=self.robot, preset=preset, set={**sets, **parse_sets(set)}, name=self.name)
+
+    def on(self, base: Any, *, preset: str | None = None, set: Mapping[str, Any] | Iterable[str] = ()) -> Any:
+        """An existing variant with what the recipe says of robot, shapes and settings; its parts stay as they are.
+
+        Raises:
+            SettingsError: the variant is of another type than the recipe is for.
+        """
+        from vla.compose import build
+        from vla.settings import parse_sets
+
+        sets = {**{f"spec.{k}": v for k, v in self.spec.items()}, **self.sets}
+        known = build(type=self.type, robot=self.robot, set=sets)
+        for path, chosen in known.walk():
+            if path.partition(".")[0] not in ("head", "tokenizer"):
+                continue
+            mine = dict(base.walk()).get(path)
+            if mine is None or mine.part.name != chosen.part.name:
+                raise self._other_type(path, mine and mine.part.name, chosen.part.name)
+        robot = self.robot if self.robot != base.parts["robot"].part.name else None
+        out = build(base=base, robot=robot, preset=preset, set={**sets, **parse_sets(set)}, name=base.name)
+        for path, chosen in known.head.walk("head"):
+            # Words say what kind of head it is, numbers how large.
+            for key, value in asdict(chosen.settings).items():
+                got = getattr(out.at(path).settings, key)
+                if isinstance(value, str) and got != value and f"{path}.{key}" not in parse_sets(set):
+                    raise self._other_type(f"{path}.{key}", got, value)
+        return out
+
+    def _other_type(self, path: str, got: Any, expected: Any) -> SettingsError:
+        return SettingsError(
+            f"the recipe {self.name} is for {self.type}, and the model is another", field=path, got=got,
+            expected=expected, fix="take a recipe for its type, or give the settings themselves: --set, --lr, ...",
+        )  # fmt: skip
 
 
 def recipe_names() -> list[str]:

@@ -1,5 +1,6 @@
 """The run directory before the first step: what is refused, and what an earlier run leaves that has to go.
 
+run.json          see `vla.training.saved_run`
 checkpoints/      see `vla.training.checkpoints`
 metrics.jsonl     see `vla.training.metrics`
 model/            at the end: the model directory; with LoRA also adapter/
@@ -15,11 +16,13 @@ from vla import store
 from vla.compose import variant_from_toml
 from vla.files import refuse_taken, remove_folder
 from vla.manifest import strange
+from vla.refit import differences
 from vla.runs import MODEL
 from vla.training import checkpoints, lora
 from vla.training.config import TrainConfig, TrainingError, changes
 from vla.training.metrics import FILE, check_metrics
 from vla.training.prepare import Prepared
+from vla.training.saved_run import read_run
 
 
 def check_folder(out: Path, resume: bool, overwrite: bool, config: TrainConfig) -> None:
@@ -27,6 +30,7 @@ def check_folder(out: Path, resume: bool, overwrite: bool, config: TrainConfig) 
     steps = checkpoints.checkpoint_steps(out)
     refuse_taken(out / MODEL, store.KIND, True)
     check_metrics(out / FILE)
+    read_run(out)  # refuses a file of that name that is not ours
     if config.lora.rank:
         refuse_taken(out / lora.FOLDER, lora.KIND, True)
     if resume or not (steps or (out / MODEL).exists()):
@@ -66,8 +70,9 @@ def check_same_run(found: checkpoints.Checkpoint, config: TrainConfig, prepared:
     now = prepared.facts()
     different += [f"{k}: {found.state.get(k)!r} -> {now[k]!r}" for k in now if found.state.get(k) != now[k]]
     # Read again, so that a setting that a newer package has added, with its default, is no difference.
-    if variant_from_toml(found.state["variant"], str(found.folder)).to_toml() != prepared.variant.to_toml():
-        different.append("the variant")
+    before = variant_from_toml(found.state["variant"], str(found.folder))
+    for path, (old, new) in differences(before, prepared.variant).items():
+        different.append(f"{path}: {old!r} -> {new!r}")
     if found.step > config.steps:
         raise TrainingError(
             "the checkpoint is beyond the last step", field="train.steps", got=config.steps, expected=f">= {found.step}"

@@ -1,6 +1,7 @@
 """Names of SigLIP's weights: ours, JAX, openpi and big_vision, Hugging Face.
 
-Axes: d width, n heads, h head width, f mlp width, p patches, c colours, i j rows and columns of a patch; {l} block.
+Axes: d width, n heads, h head width, f mlp width, p patches in y rows and x columns, c colours, i j rows and columns of
+a patch; {l} block.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ ROWS = (
     Row("norm.weight", "norm/scale", "d"),
     Row("norm.bias", "norm/bias", "d"),
 )
-LEARNED = (Row("position", "position", "1 p d"),)
+LEARNED = (Row("position", "position", "1 p d", grid=("p", "y", "x")),)
 CLASS_TOKEN = (Row("class_token", "class_token", "1 1 d"),)
 MAP_POOL = (
     Row("pool.probe", "pool/probe", "1 1 d"),
@@ -121,5 +122,5 @@ def _sizes(site: Site) -> dict[str, int]:
     rows, columns = (side // s.patch_size for side in site.spec.image_size)
     return {
         "l": s.depth, "d": s.width, "n": s.num_heads, "h": s.width // s.num_heads, "f": s.mlp_dim,
-        "p": rows * columns, "c": 3, "i": s.patch_size, "j": s.patch_size,
+        "p": rows * columns, "y": rows, "x": columns, "c": 3, "i": s.patch_size, "j": s.patch_size,
     }  # fmt: skip

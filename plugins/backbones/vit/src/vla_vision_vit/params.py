@@ -1,7 +1,7 @@
 """Names of the plain ViT's weights: ours and JAX.
 
-Axes: d width, q query-key-value (3), n heads, h head width, f mlp width, t patches and the class token, c colours,
-i j rows and columns of a patch; {l} block.
+Axes: d width, q query-key-value (3), n heads, h head width, f mlp width, t the class token and the patches in y rows
+and x columns, c colours, i j rows and columns of a patch; {l} block.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ ROWS = (
     Row("patch.weight", "patch/kernel", "d c i j -> i j c d"),
     Row("patch.bias", "patch/bias", "d"),
     Row("class_token", "class_token", "1 1 d"),
-    Row("position", "position", "1 t d"),
+    Row("position", "position", "1 t d", grid=("t", "y", "x")),
     Row("blocks.{l}.norm_attn.weight", "blocks/norm_attn/scale", "d"),
     Row("blocks.{l}.norm_attn.bias", "blocks/norm_attn/bias", "d"),
     Row("blocks.{l}.qkv.weight", "blocks/qkv/kernel", "(q n h) d -> d q n h"),
@@ -38,6 +38,6 @@ def rows(site: Site) -> Iterator[Row]:
     high, wide = (side // s.patch_size for side in site.spec.image_size)
     sizes = {
         "l": s.depth, "d": s.width, "q": 3, "n": s.num_heads, "h": s.width // s.num_heads, "f": s.mlp_dim,
-        "t": high * wide + 1, "c": 3, "i": s.patch_size, "j": s.patch_size,
+        "t": high * wide + 1, "y": high, "x": wide, "c": 3, "i": s.patch_size, "j": s.patch_size,
     }  # fmt: skip
     yield from bind(ROWS, sizes)
