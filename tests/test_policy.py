@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import attrs
 import numpy as np
 import pytest
 
@@ -10,7 +11,7 @@ import vla
 from vla import manifest, store
 from vla.cli import main
 from vla.errors import DataError, PartError, SettingsError, StoreError
-from vla.policy import ActionError, Policy, untrained
+from vla.policy import GUARD, ActionError, Policy, untrained
 from vla.testing.closeness import close
 from vla.tokenizer import open_tokenizer
 from vla.transforms.stats import Stats
@@ -183,15 +184,98 @@ def test_a_chunk_that_is_not_finite_is_never_returned(saved):
         policy.infer_batch([observation(), observation(1)])
 
 
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_logits_that_are_not_finite_are_no_answer(tmp_path, framework):
+    """The largest of NaN is some token, which would stand for a well-formed and extreme chunk."""
+    save(tmp_path / "good", "ar", "fast")
+    model = store.open_model(tmp_path / "good")
+    weights = {name: np.array(w) for name, w in model.read().items()}
+    for name in [n for n in weights if "final_norm" in n]:
+        weights[name][:] = np.nan
+    with pytest.raises(StoreError, match="not finite"):
+        store.save_model(tmp_path / "bad", model.variant, weights, model.stats, model.tokenizer)
+    good = vla.open(tmp_path / "good", framework)
+    policy = Policy(model, _loaded(framework, model, weights))
+    for temperature in (0.0, 1.0):
+        policy.temperature = temperature
+        with pytest.raises(ActionError, match=r"logits(.|\n)*tokens\[0\]"):
+            policy.infer(observation(), seed=0)
+    assert policy.refused == 2
+    assert np.isfinite(good.infer(observation(), seed=0)["actions"]).all() and good.refused == 0
+
+
+def _loaded(framework, model, weights):
+    if framework == "torch":
+        from vla.torch_kit.runner import load
+    else:
+        pytest.importorskip("flax")
+        from vla.jax_kit.runner import load
+    return load(model.variant, weights, device="cpu", source="weights")
+
+
+@pytest.mark.parametrize("norm", ["quantile", "zscore"])
+def test_a_chunk_far_beyond_what_was_recorded_is_refused_and_counted(saved, norm):
+    class Far:
+        def __init__(self, z):
+            self.z = z
+
+        def sample(self, obs, noise, **options):
+            actions = np.zeros((obs.batch, 4, 8), np.float32)
+            actions[0, 3, 2] = self.z
+            return {"actions": actions}
+
+    variant = vla.build(base=saved[0].variant, set={"spec.norm": norm})
+    model = attrs.evolve(saved[0].model, variant=variant)
+    at = (1 + 2 * GUARD) * (1 if norm == "quantile" else 2)  # the range is 2 wide, in units of z or of half deviations
+    assert Policy(model, Far(at - 0.1)).infer(observation())["actions"].shape == (4, ACTIONS)
+    policy = Policy(model, Far(at + 0.1))
+    with pytest.raises(ActionError, match=r"actions\[3, 2\](.|\n)*recorded:(.|\n)*guard"):
+        policy.infer(observation())
+    assert policy.refused == 1
+    assert Policy(model, Far(1e6), guard=None).infer(observation())["actions"].max() > 1e5
+    with pytest.raises(ActionError):
+        Policy(model, Far(3.0), guard=0.1).infer(observation())
+
+
+def test_the_guard_goes_by_the_extremes_where_they_are_known(saved, tmp_path):
+    """A gripper that opens in one frame of a thousand is recorded, far outside the percentiles."""
+    from vla.transforms.numbers import RefuseFar
+    from vla.transforms.stats import load_stats, save_stats
+
+    seen = Stats([0.0], [0.01], [-0.001], [0.001], min=[-0.001], max=[1.0])
+    save_stats({"actions": seen, "state": seen}, tmp_path / "norm_stats.json")
+    read = load_stats(tmp_path / "norm_stats.json")["actions"]
+    for stats, far in (
+        (seen, 2.1),
+        (read, 2.1),
+        (Stats([0.0], [0.01], [-0.001], [0.001]), 0.004),
+        (Stats([0.0], [0.01]), 0.1),
+    ):
+        RefuseFar(stats, 1.0)({"actions": np.full((2, 1), far * 0.5)})
+        with pytest.raises(ActionError):
+            RefuseFar(stats, 1.0)({"actions": np.full((2, 1), far)})
+
+
 def test_wrong_options_are_refused(saved):
     for options, words in (
         ({"framework": "tensorflow"}, "framework"),
         ({"precision": "float8"}, "precision"),
         ({"device": "abacus"}, "device"),
-        ({"num_steps": 0}, "num_steps"),
+        *(({"num_steps": n}, "num_steps") for n in (0, -1, 1.5, True, "10", 10**9, np.nan)),
+        *(({"temperature": t}, "temperature") for t in (-0.1, np.nan, np.inf, "hot", None, True)),
+        *(({"guard": g}, "guard") for g in (-1, np.nan, "wide")),
+        *(({"seed": s}, "seed") for s in (-1, 1.5, "7", None)),
+        *(({"default_prompt": p}, "default_prompt") for p in ("", "  _ ", "\ud800", 7)),
     ):
         with pytest.raises(SettingsError, match=words):
             vla.open(saved[1], **options)
+    for seeds in ([-1], [1.5], ["1"], [None], [1, 2], "1", 7, []):
+        with pytest.raises((SettingsError, DataError), match="seeds"):
+            saved[0].infer_batch([observation()], seeds=seeds)
+    policy = vla.open(saved[1])
+    policy.temperature = -1
+    with pytest.raises(SettingsError, match="temperature"):
+        policy.infer(observation())
 
 
 def test_a_damaged_directory_is_never_used(saved, tmp_path):

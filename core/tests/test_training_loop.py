@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -14,10 +15,10 @@ pytest.importorskip("torch")
 for plugin in ("vla_head_flow", "vla_llm_gemma", "vla_vision_siglip", "vla_backbone_paligemma"):
     pytest.importorskip(plugin)
 
-from vla.errors import DataError, StoreError  # noqa: E402
+from vla.errors import DataError, NotFiniteError, StoreError  # noqa: E402
 from vla.files import atomic_folder  # noqa: E402
-from vla.manifest import verify_folder  # noqa: E402
-from vla.store import read_weights  # noqa: E402
+from vla.manifest import verify_folder, write_manifest  # noqa: E402
+from vla.store import read_weights, write_weights  # noqa: E402
 from vla.training import checkpoints, loop  # noqa: E402
 from vla.training.config import TrainingError  # noqa: E402
 from vla.training.loader import Loader, Samples  # noqa: E402
@@ -232,6 +233,47 @@ def test_a_bad_step_is_not_applied_and_reported(tmp_path):
         loop.train("w", "w", out=tmp_path / "all", config=config)
     assert "3 steps in a row" in str(caught.value)
     assert same(state_of(tmp_path / "all", 1), state_of(tmp_path / "all", 2))
+
+    config = world.config(2, max_bad_steps=3)  # too short a run to be stopped: it has learned nothing all the same
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(NotFiniteError, match="no step of this run"):
+        patch.setattr(loop, "prepare", lambda *a: prepared_with_overflow(config))
+        loop.train("w", "w", out=tmp_path / "short", config=config)
+    assert not (tmp_path / "short/model").exists()
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_resumed(tmp_path, whole):
+    """Nor exported: a checkpoint of them would push out the last good one."""
+    from vla.training.torch_engine import TorchEngine
+
+    config, real = world.config(6, save_every=2, keep_last=1), TorchEngine.step
+    steps = iter(range(6))
+
+    def break_a_weight(self, *given):
+        done = real(self, *given)
+        if next(steps) == 3:
+            next(iter(self.shards.values())).data.view(-1)[0] = float("nan")
+        return done
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(NotFiniteError, match="params at step 4"):
+        patch.setattr(TorchEngine, "step", break_a_weight)
+        run(tmp_path / "run", config)
+    assert checkpoints.checkpoint_steps(tmp_path / "run") == [2] and not (tmp_path / "run/model").exists()
+
+    bad = tmp_path / "bad"
+    shutil.copytree(whole.out, bad)
+    folder = checkpoints.checkpoint_folder(bad, 20)
+    for file in ("params", "ema"):
+        weights = {k: np.array(v) for k, v in read_weights(folder / f"{file}.safetensors").items()}
+        weights["head.action_in_proj.weight"][0, 0] = np.inf
+        (folder / f"{file}.safetensors").unlink()
+        write_weights(folder / f"{file}.safetensors", weights)
+        write_manifest(folder)
+        with pytest.raises(NotFiniteError, match=rf"{file}\.safetensors: head\.action_in_proj\.weight") as caught:
+            run(bad, world.config(25), resume=True)
+        assert caught.value.status == 1
+        write_weights(
+            folder / "params.safetensors", read_weights(checkpoints.checkpoint_folder(bad, 15) / "params.safetensors")
+        )
 
 
 def test_a_broken_frame_stops_with_its_number_and_loses_nothing(tmp_path):

@@ -15,6 +15,8 @@ _ABSENT = object()
 class VlaError(Exception):
     """One clear error: what happened, in which field, with which value, and the way out."""
 
+    status = 2  # of the console: the user must change something
+
     def __init__(self, what: str, *, field: str = "", got: Any = _ABSENT, expected: Any = _ABSENT, fix: str = ""):
         self.what, self.field, self.fix = what, field, fix
         lines = [what]
@@ -45,5 +47,15 @@ class StoreError(VlaError):
     """A model directory or checkpoint cannot be read or written."""
 
 
+class NotFiniteError(StoreError):
+    """Weights have NaN or infinite values: they are neither written as a model nor trained further."""
+
+    status = 1
+
+
 class DecodeError(VlaError):
     """A sequence of action tokens does not stand for a chunk of actions."""
+
+
+class ActionError(VlaError):
+    """The model's answer is no chunk that a robot may execute."""

@@ -3,7 +3,8 @@
     policy = vla.open("runs/demo/model")
     chunk = policy.infer({"images": {...}, "state": ..., "prompt": "touch the red block"})["actions"]   # [t a]
 
-Every observation is checked before the model sees it, and no chunk with NaN or infinite values is ever returned.
+Every observation is checked before the model sees it, and no chunk with NaN or infinite values, or far beyond what was
+recorded, is ever returned.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ import numpy as np
 from vla.contracts import Observation, check_observation, observation_from, pack
 from vla.draws import sampling_noise
 from vla.embodiment import Embodiment
-from vla.errors import DataError, SettingsError, VlaError
+from vla.errors import ActionError, DataError, SettingsError
 from vla.store import ModelDir, open_model
+from vla.transforms.group import as_array
+from vla.transforms.text import as_text
 
 FRAMEWORKS = ("torch", "jax")
+GUARD = 5.0  # spans; see `Policy`
+MOST_STEPS = 10_000  # of one sample
 _LABELS = ("actions", "actions_is_pad")  # of a dataset's sample: the answer, which a policy must not see
-
-
-class ActionError(VlaError):
-    """The model's answer is no chunk that a robot may execute."""
 
 
 class Acts(Protocol):
@@ -55,6 +56,8 @@ class Policy:
         default_prompt: the instruction for observations that have none.
         num_steps: Euler steps of flow heads; default: the head's setting.
         temperature: of token heads; 0 is greedy.
+        guard: a chunk with an action further beyond the recorded range (1st to 99th percentile) than this many times
+            its width is refused; None: none is. `refused` counts the chunks that were not returned.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Policy:
         default_prompt: str | None = None,
         num_steps: int | None = None,
         temperature: float = 0.0,
+        guard: float | None = GUARD,
     ):
         from vla.transforms import build_group
 
@@ -73,8 +77,9 @@ class Policy:
         self.name = self.variant.name
         self.seed, self.num_steps, self.temperature = seed, num_steps, temperature
         self.group = build_group(
-            self.variant, stats=model.stats, tokenizer=model.tokenizer, default_prompt=default_prompt
+            self.variant, stats=model.stats, tokenizer=model.tokenizer, default_prompt=default_prompt, guard=guard
         )
+        self.refused = 0
         self._calls = 0
         head, spec = self.variant.parts["head"], self.variant.spec
         self._real_dims = np.arange(spec.action_dim) < (self.group.codec_dim or spec.action_dim)
@@ -108,7 +113,7 @@ class Policy:
         self, obs: Mapping[str, Any], *, noise: np.ndarray | None = None, seed: int | None = None
     ) -> dict[str, Any]:
         """A chunk for one observation; see `infer_batch`. noise: [t d] of the model."""
-        rows = None if noise is None else np.asarray(noise)[None]
+        rows = None if noise is None else as_array(noise, "noise", numbers=True)[None]
         return self.infer_batch([obs], noise=rows, seeds=None if seed is None else [seed])[0]
 
     def infer_batch(
@@ -133,11 +138,15 @@ class Policy:
         Raises:
             DataError: an observation lacks a camera, has a state of another width, values that are not finite, or no
                 instruction.
-            ActionError: the model's chunk has NaN or infinite values.
+            ActionError: the model's chunk has NaN or infinite values, comes from logits that have, or lies further
+                beyond what was recorded than the guard allows.
             DecodeError: the model's tokens stand for no chunk.
         """
+        if isinstance(rows, Mapping) or not isinstance(rows, Sequence):
+            raise DataError("a batch is a list of observations", field="rows", got=type(rows).__name__)
         if not rows:
             return []
+        check_options(seed=self.seed, num_steps=self.num_steps, temperature=self.temperature)
         began = time.perf_counter()
         inputs = [self._input(row) for row in rows]
         obs = self._observation(inputs)
@@ -152,7 +161,11 @@ class Policy:
             real_dims=self._real_dims,
         )
         done = time.perf_counter()
-        answers = [self._answer(out, i, np.asarray(obs.state)[i]) for i in range(len(rows))]
+        try:
+            answers = [self._answer(out, i, np.asarray(obs.state)[i]) for i in range(len(rows))]
+        except ActionError:
+            self.refused += 1
+            raise
         total = (time.perf_counter() - began) * 1e3
         for answer in answers:
             answer["policy_timing"] = {"infer_ms": (done - ready) * 1e3, "total_ms": total}
@@ -161,6 +174,8 @@ class Policy:
     # ---- inside ------------------------------------------------------------------------------------------------------
 
     def _input(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        if not isinstance(row, Mapping):
+            raise DataError("an observation is a dict", field="observation", got=type(row).__name__, expected="dict")
         done = self.group.inputs({k: v for k, v in row.items() if k not in _LABELS})
         needed = self.model.record.get("cameras", [])
         if lacking := [name for name in needed if name not in done["images"]]:
@@ -186,12 +201,14 @@ class Policy:
             self._calls += 1
             return sampling_noise(head, spec, batch, np.random.default_rng([self.seed, self._calls]))
         if noise is None:
-            drawn = [sampling_noise(head, spec, 1, np.random.default_rng(int(s))) for s in seeds or ()]
-            if len(drawn) != batch:
-                raise DataError("one seed per observation", field="seeds", got=len(drawn), expected=batch)
+            assert seeds is not None
+            if isinstance(seeds, str | bytes) or not hasattr(seeds, "__len__") or len(seeds) != batch:
+                raise DataError("one seed per observation", field="seeds", got=seeds, expected=f"{batch} numbers")
+            checked = [check_seed(s, f"seeds[{i}]") for i, s in enumerate(seeds)]
+            drawn = [sampling_noise(head, spec, 1, np.random.default_rng(s)) for s in checked]
             return None if drawn[0] is None else np.concatenate(drawn)
         usual = sampling_noise(head, spec, batch, np.random.default_rng(0))
-        noise = np.asarray(noise, np.float32)
+        noise = as_array(noise, "noise", numbers=True).astype(np.float32)
         if usual is None or noise.shape != usual.shape:
             want = "none: this head draws nothing" if usual is None else usual.shape
             raise DataError("the noise has the wrong shape", field="noise", got=noise.shape, expected=want)
@@ -201,6 +218,13 @@ class Policy:
 
     def _answer(self, out: Mapping[str, np.ndarray], row: int, state: np.ndarray) -> dict[str, Any]:
         mine = {k: v[row] for k, v in out.items() if k in ("actions", "tokens")}
+        if "finite" in out and not out["finite"][row]:
+            raise ActionError(
+                "the model's logits have NaN or infinite values, and its tokens are no answer; they are not returned",
+                field=f"tokens[{row}]",
+                got=mine["tokens"][:8].tolist(),
+                fix="use precision float32, or an earlier checkpoint",
+            )
         if "actions" in mine and not np.isfinite(mine["actions"]).all():
             at = np.argwhere(~np.isfinite(mine["actions"]))[0]
             raise ActionError(
@@ -230,6 +254,7 @@ def open(
     default_prompt: str | None = None,
     num_steps: int | None = None,
     temperature: float = 0.0,
+    guard: float | None = GUARD,
     verify: bool = True,
 ) -> Policy:
     """Open a model directory for inference.
@@ -239,7 +264,7 @@ def open(
         framework: "torch" or "jax"; the weights serve both.
         device: e.g. "cpu", "cuda"; default: an accelerator when there is one.
         precision: "float32" or "bfloat16" (compute; weights stay float32).
-        seed, default_prompt, num_steps, temperature: see `Policy`.
+        seed, default_prompt, num_steps, temperature, guard: see `Policy`.
         verify: check the digest of every file first.
 
     Raises:
@@ -248,7 +273,8 @@ def open(
         SettingsError: a framework that is unknown, not installed, or that a part does not run in.
     """
     model = open_model(folder, verify=verify)
-    return _policy(model, model.read(), framework, device, precision, seed, default_prompt, num_steps, temperature)
+    options = {"default_prompt": default_prompt, "num_steps": num_steps, "temperature": temperature, "guard": guard}
+    return _policy(model, model.read(), framework, device, precision, seed=seed, **options)
 
 
 def untrained(
@@ -256,21 +282,20 @@ def untrained(
 ) -> Policy:
     """A policy with fresh weights: what training has to beat."""
     model = ModelDir(Path(), variant, Path(), stats, tokenizer, {}, "untrained")
-    policy = _policy(model, None, framework, device, "float32", seed, None, None, 0.0)
+    policy = _policy(model, None, framework, device, "float32", seed=seed, guard=None)
     policy.name = f"{policy.name} (untrained)"
     return policy
 
 
 def _policy(
     model: ModelDir, weights: Mapping[str, np.ndarray] | None, framework: str, device: str | None, precision: str,
-    seed: int, default_prompt: str | None, num_steps: int | None, temperature: float,
+    **options: Any,
 ) -> Policy:  # fmt: skip
     if framework not in FRAMEWORKS:
         raise SettingsError("unknown framework", field="framework", got=framework, expected=list(FRAMEWORKS))
     if precision not in ("float32", "bfloat16"):
         raise SettingsError("unknown precision", field="precision", got=precision, expected=["float32", "bfloat16"])
-    if num_steps is not None and num_steps < 1:
-        raise SettingsError("sampling takes at least one step", field="num_steps", got=num_steps, expected=">= 1")
+    check_options(**options)
     if framework not in model.variant.frameworks():
         lacking = [p for p, c in model.variant.walk() if c.part.frameworks() and framework not in c.part.frameworks()]
         raise SettingsError(
@@ -291,9 +316,50 @@ def _policy(
             got=error.name,
             fix=f"pip install 'vla-core[{framework}]'",
         ) from error
-    runner = load(
-        model.variant, weights, device=device, precision=precision, seed=seed, source=str(model.weights)
-    )
-    return Policy(
-        model, runner, seed=seed, default_prompt=default_prompt, num_steps=num_steps, temperature=temperature
-    )
+    source = str(model.weights)
+    runner = load(model.variant, weights, device=device, precision=precision, seed=options["seed"], source=source)
+    return Policy(model, runner, **options)
+
+
+def check_options(
+    *,
+    seed: Any = 0,
+    default_prompt: Any = None,
+    num_steps: Any = None,
+    temperature: Any = 0.0,
+    guard: Any = None,
+) -> None:
+    """Refuse options of a policy that mean nothing.
+
+    Raises:
+        SettingsError: naming the option, its value and what it may be.
+    """
+    check_seed(seed, "seed")
+    if num_steps is not None and not (_is_whole(num_steps) and 1 <= num_steps <= MOST_STEPS):
+        raise SettingsError(
+            "sampling takes a whole number of steps", field="num_steps", got=num_steps, expected=f"1 to {MOST_STEPS}"
+        )
+    for name, value, wanted in (
+        ("temperature", temperature, "a number >= 0; 0 is greedy"),
+        ("guard", 0.0 if guard is None else guard, "a number of spans >= 0, or None"),
+    ):
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        if not number or not 0 <= value < np.inf:
+            raise SettingsError(f"no such {name}", field=name, got=value, expected=wanted)
+    if default_prompt is not None:
+        as_text(default_prompt, "default_prompt")
+
+
+def check_seed(seed: Any, field: str) -> int:
+    """A seed as an int.
+
+    Raises:
+        SettingsError: it is no whole number, or negative.
+    """
+    if not _is_whole(seed) or seed < 0:
+        raise SettingsError("a seed is a whole number", field=field, got=repr(seed), expected=">= 0")
+    return int(seed)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
-from vla.errors import StoreError
+from vla.errors import NotFiniteError, StoreError
 from vla.files import atomic_folder
 from vla.manifest import verify_folder
 from vla.reading import read_json, safetensors_header
@@ -91,8 +91,13 @@ def write_model(
     *,
     record: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the files of a model directory into a folder that the caller makes whole (a training checkpoint)."""
+    """Write the files of a model directory into a folder that the caller makes whole (a training checkpoint).
+
+    Raises:
+        NotFiniteError: the weights have NaN or infinite values.
+    """
     (folder / VARIANT).write_text(variant.to_toml())
+    check_finite(weights, folder / WEIGHTS)
     write_weights(folder / WEIGHTS, weights)
     if stats is not None:
         from vla.transforms.stats import save_stats
@@ -175,6 +180,24 @@ def write_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:
         if number is None:
             raise StoreError("the weights cannot be saved", field=str(path), got=str(error)) from error
         raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def check_finite(weights: Mapping[str, np.ndarray], source: str | Path) -> None:
+    """Refuse weights that stand for no model.
+
+    Raises:
+        NotFiniteError: naming the first array with NaN or infinite values, and how many have some.
+    """
+    import numpy as np
+
+    bad = [name for name, array in weights.items() if array.dtype.kind not in "iub" and not np.isfinite(array).all()]
+    if bad:
+        raise NotFiniteError(
+            "weights are not finite",
+            field=f"{source}: {bad[0]}",
+            got=f"NaN or infinite values in {len(bad)} of {len(weights)} arrays",
+            fix="take an earlier checkpoint (vla train ... --resume-step N), or train with a lower --lr",
+        )
 
 
 def read_header(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:

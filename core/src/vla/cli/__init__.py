@@ -56,7 +56,11 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb. Exit status: 0 done, 1 done with findings, 2 the user must change something, 130 interrupted."""
+    """Run one verb.
+
+    Exit status: 0 done, 1 done with findings or without a usable result, 2 the user must change something,
+    130 interrupted.
+    """
     words = sys.argv[1:] if argv is None else argv
     verb = words[0] if words else "--help"
     try:
@@ -93,7 +97,7 @@ def _run(verb: str, where: str, words: list[str]) -> int:
         return int(getattr(import_module(module), function)(words) or 0)
     except VlaError as error:
         print(f"vla {verb}: {error}", file=sys.stderr)
-        return 2
+        return error.status
     except SystemExit as stop:  # --help, and options that do not parse
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)

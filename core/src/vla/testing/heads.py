@@ -152,11 +152,13 @@ class HeadConformance(ModelChecks):
 
     # ---- sampling ---------------------------------------------------------------------------------------------------
 
-    def sample(self, bench: Bench, obs: Observation | None = None, noise: Any = None) -> dict[str, np.ndarray]:
+    def sample(
+        self, bench: Bench, obs: Observation | None = None, noise: Any = None, weights: Any = None
+    ) -> dict[str, np.ndarray]:
         """A chunk, or tokens, for the batch."""
         gives = self.chosen.offers["gives"]
         return bench.model.sample(
-            bench.weights,
+            weights or bench.weights,
             prompt_only(obs or bench.obs),
             bench.noise if noise is None else noise,
             num_steps=2 if gives != "tokens" else None,
@@ -178,6 +180,17 @@ class HeadConformance(ModelChecks):
             assert set(out) == {"actions"}
             assert out["actions"].shape == (BATCH, spec.action_horizon, spec.action_dim)
             assert out["actions"].dtype == np.float32 and np.isfinite(out["actions"]).all()
+
+    def test_broken_weights_give_no_answer(self, framework: str) -> None:
+        """The largest of NaN logits is some token: a head that gives tokens says which rows are no answer."""
+        bench = self.bench(framework)
+        out = self.sample(bench, weights={name: np.full_like(w, np.nan) for name, w in bench.weights.items()})
+        if self.chosen.offers["gives"] != "tokens":
+            assert np.isnan(out["actions"]).any((1, 2)).all(), "NaN weights give actions that a robot would execute"
+        else:
+            assert "finite" in out, 'give {"tokens": [B n], "finite": [B]}: whether all logits of the row were finite'
+            assert not out["finite"].any(), "tokens chosen from NaN logits pass as an answer"
+            assert self.sample(bench)["finite"].all(), "a good answer does not pass"
 
     def test_sample_is_a_function_of_its_noise(self, framework: str) -> None:
         bench = self.bench(framework)

@@ -29,7 +29,7 @@ from vla.files import atomic_folder, open_own, remove_folder
 from vla.files import sweep as sweep_places
 from vla.manifest import strange, verify_folder
 from vla.reading import read_json
-from vla.store import ASSETS, STATS, read_weights, write_weights
+from vla.store import ASSETS, STATS, check_finite, read_weights, write_weights
 from vla.training.config import TrainingError
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ def load_checkpoint(out: Path, step: int | None = None) -> Checkpoint:
 
     Raises:
         StoreError: there is none, or a file of it is missing, truncated or changed; the message names the file.
+        NotFiniteError: its weights have NaN or infinite values.
     """
     steps = checkpoint_steps(out)
     if not steps or (step is not None and step not in steps):
@@ -123,6 +124,8 @@ def load_checkpoint(out: Path, step: int | None = None) -> Checkpoint:
         )
         raise StoreError(f"checkpoint {folder.name} is damaged: {error.what}", field=error.field, fix=way) from error
     arrays = {part: read_weights(folder / file) for part, file in FILES.items() if (folder / file).is_file()}
+    for part in ("params", "ema"):
+        check_finite(arrays.get(part, {}), folder / FILES[part])
     return Checkpoint(folder, step, arrays, state)
 
 

@@ -11,13 +11,14 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from attrs import evolve
 
-from vla.errors import StoreError
+from vla.errors import NotFiniteError, StoreError
+from vla.store import check_finite
 from vla.training import checkpoints, lora
 from vla.training.config import TrainConfig, TrainingError, TrainResult
 from vla.training.loader import Loader, Samples
@@ -72,6 +73,7 @@ def train(
         DataError, SettingsError, PartError: model, data and config do not fit; before the first step.
         TrainingError: the run folder is in use or not empty, weights that were never trained would be frozen, or too
             many steps in a row were not finite.
+        NotFiniteError: the weights are not finite, at the start, at a checkpoint or at the end; or no step was.
         StoreError: a checkpoint is damaged, or the model cannot be written.
     """
     out = Path(out).expanduser()
@@ -178,7 +180,7 @@ class _Run:
         self.saved: Path | None = found.folder if found else None
         self.save_failure: StoreError | None = None
         self.last: dict[str, float] = {}
-        self.bad_in_a_row = 0
+        self.bad_in_a_row = self.skipped = 0
         for text in notes:
             self.tell("note", {"step": self.start, "text": text})
 
@@ -231,6 +233,11 @@ class _Run:
         if self.validator and step == c.steps:
             self._validate(step)
         interrupted = step < c.steps
+        if not interrupted and self.start == 0 and self.skipped == step:
+            raise NotFiniteError(
+                "no step of this run could be applied, and no model is written: every loss or gradient was not finite",
+                field="train.steps", got=step, fix="look at the data and the weights it began with, or lower --lr",
+            )  # fmt: skip
         model = None if interrupted else self._export(step)
         self.tell("end", {"step": step, "interrupted": interrupted})
         if self.save_failure is not None and self.saved is None:
@@ -242,6 +249,7 @@ class _Run:
         for (step, _), values in zip(pending, self.engine.read([r for _, r in pending]), strict=True):
             bad = values.pop("bad") > 0
             self.bad_in_a_row = self.bad_in_a_row + 1 if bad else 0
+            self.skipped += bad
             if not bad:
                 self.last = {**self.last, **values}
                 continue
@@ -269,6 +277,8 @@ class _Run:
         arrays = self.engine.state()
         if self.rank != 0:
             return
+        for part in ("params", "ema"):  # such a checkpoint would push out the last good one
+            check_finite(arrays.get(part, {}), f"{part} at step {step}")
         state = {**self._record(), "variant": self.prepared.variant.to_toml()}
         try:
             self.saved = checkpoints.save_checkpoint(self.out, step, arrays, state, self.prepared.write_assets)
@@ -288,8 +298,10 @@ class _Run:
     def _rescue(self, step: int, error: BaseException) -> None:
         """Before an error leaves the loop: keep the steps made so far, unless they are the problem."""
         alone = self.world == 1  # other processes would wait for a step that we do not make
-        if alone and isinstance(error, Exception) and not isinstance(error, TrainingError) and step > self.start:
-            self._save(step)
+        theirs = isinstance(error, Exception) and not isinstance(error, TrainingError | NotFiniteError)
+        if alone and theirs and step > self.start:
+            with suppress(NotFiniteError):
+                self._save(step)
         self.tell(
             "end",
             {

@@ -175,9 +175,10 @@ def write_adapter(
     adapter.json          settings of LoRA, digest of the weights that were not trained, which must be the base's
     variant.toml          the model that it belongs to
     """
-    from vla.store import VARIANT, write_weights
+    from vla.store import VARIANT, check_finite, write_weights
 
     names = trained_names(adapters, variant, config)
+    check_finite(weights, folder / WEIGHTS)
     write_weights(folder / WEIGHTS, {name: weights[name] for name in names})
     fixed = {name: array for name, array in weights.items() if name not in names}
     facts = {"vla_adapter": 1, "lora": config.to_dict()["lora"], "freeze": list(config.freeze), "base": digest(fixed)}

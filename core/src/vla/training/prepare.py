@@ -21,7 +21,7 @@ from vla.errors import DataError, SettingsError
 from vla.fitting import MisfitError
 from vla.registry import listed
 from vla.runs import checkpoint_state
-from vla.store import ASSETS, STATS
+from vla.store import ASSETS, STATS, check_finite
 from vla.training.config import TrainConfig, TrainingError
 from vla.training.order import generator, split_episodes
 from vla.training.start import check_untrained, open_start, with_codec_for
@@ -96,6 +96,7 @@ def prepare(
     from vla.transforms.stats import load_stats
 
     start = open_start(model, config.seed)
+    check_finite(start.weights or {}, start.origin.base)
     dataset = open_data(data, start.variant)
     variant = for_robot_of(start.variant, dataset, note)
     check_fit(variant, dataset)

@@ -6,17 +6,19 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from attrs import frozen
 
 from vla.errors import DataError, PartError, VlaError
 from vla.transforms.group import STAGES, Group, check_order, order
 from vla.transforms.images import ResizeImages
-from vla.transforms.numbers import CheckRow, Normalize, Pad, Select, Unnormalize, Unpad
+from vla.transforms.numbers import CheckRow, Normalize, Pad, RefuseFar, Select, Unnormalize, Unpad
 from vla.transforms.stats import Stats
 from vla.transforms.text import TOKEN_KEYS, Detokenize, InjectDefaultPrompt, ReadPrompt, Tokenize
 
 _log = logging.getLogger(__name__)
 RAW = ("images/*", "state", "actions", "actions_is_pad", "prompt")  # what a raw sample may bring
+KNOWN = (*RAW, "image_masks/*", "extra/*", "episode", "frame", "dataset")  # and what a step reads; others are refused
 MODEL_KEYS = ("images", "image_masks", "state", *TOKEN_KEYS, "actions", "actions_mask", "extra")
 
 
@@ -30,6 +32,7 @@ class Context:
         tokenizer: `vla.tokenizer.Tokenizer`, or None.
         robot_state_dim, robot_action_dim: the robot's own widths, before padding to those of the spec.
         default_prompt: the instruction of samples that bring none.
+        guard: how far actions may lie beyond what was recorded, in widths of that range; None: anywhere.
     """
 
     variant: Any
@@ -38,10 +41,15 @@ class Context:
     robot_state_dim: int
     robot_action_dim: int
     default_prompt: str | None = None
+    guard: float | None = None
 
 
 def make_context(
-    variant: Any, stats: Mapping[str, Stats] | None, tokenizer: Any = None, default_prompt: str | None = None
+    variant: Any,
+    stats: Mapping[str, Stats] | None,
+    tokenizer: Any = None,
+    default_prompt: str | None = None,
+    guard: float | None = None,
 ) -> Context:
     """The context of a variant. A robot without widths has those of the statistics, else those of the spec."""
     offers, spec = variant.parts["robot"].offers, variant.spec
@@ -59,7 +67,7 @@ def make_context(
 
     state = width("state_dim", "state", spec.state_dim)
     actions = width("action_dim", "actions", spec.action_dim)
-    return Context(variant, stats, tokenizer, state, actions, default_prompt)
+    return Context(variant, stats, tokenizer, state, actions, default_prompt, guard)
 
 
 def part_steps(context: Context) -> list[tuple[str, list[tuple[str, Any]]]]:
@@ -124,12 +132,18 @@ def core_steps(context: Context) -> list[tuple[str, Any]]:
     """The steps every variant has; the context has statistics."""
     spec = context.variant.spec
     robot = context.variant.parts["robot"]
-    own = (robot.offers.get("state_dim") or 0, robot.offers.get("action_dim") or 0)
+    assert context.stats is not None
+    widths = {key: _widths(robot.offers.get(facet), context.stats[key])
+              for key, facet in (("state", "state_dim"), ("actions", "action_dim"))}  # fmt: skip
+    most, least = ({key: pair[i] for key, pair in widths.items()} for i in (1, 0))
     state_dim, action_dim = context.robot_state_dim, context.robot_action_dim
     height, width = spec.image_size
     steps: list[tuple[str, Any]] = [
         ("inputs.repack", InjectDefaultPrompt(context.default_prompt)),
-        ("inputs.normalize", CheckRow(*own, robot.part.name)),
+        (
+            "inputs.normalize",
+            CheckRow(most["state"], most["actions"], robot.part.name, (least["state"], least["actions"])),
+        ),
         ("inputs.normalize", Normalize(context.stats, spec.norm)),
         ("inputs.images", ResizeImages(height, width, tuple(spec.cameras))),
         ("inputs.pad", Pad(spec.state_dim, spec.action_dim, spec.action_horizon)),
@@ -137,11 +151,24 @@ def core_steps(context: Context) -> list[tuple[str, Any]]:
         ("outputs.unpad", Unpad(state_dim, action_dim)),
         ("outputs.unnormalize", Unnormalize(context.stats, spec.norm)),
     ]
+    if context.guard is not None:
+        steps += [("outputs.unnormalize", RefuseFar(context.stats["actions"], context.guard))]
     if context.tokenizer is not None:
         steps += [("inputs.prompt", ReadPrompt()), ("inputs.tokenize", Tokenize(context.tokenizer))]
         if context.tokenizer.codec is not None:
             steps += [("outputs.detokenize", Detokenize(context.tokenizer, spec.action_horizon, action_dim))]
     return steps
+
+
+def _widths(own: int | None, stats: Stats) -> tuple[int, int]:
+    """(least, most) values of a row: the robot's own; else those of the statistics.
+
+    Dims at the end that were always 0 may be missing: openpi publishes statistics of padded data.
+    """
+    if own:
+        return own, own
+    moved = np.flatnonzero((stats.std != 0) | (stats.mean != 0))
+    return (int(moved[-1]) + 1 if len(moved) else 1), len(stats.mean)
 
 
 def _needed(stats: Mapping[str, Stats] | None, norm: str) -> dict[str, Stats]:
@@ -166,7 +193,12 @@ def _needed(stats: Mapping[str, Stats] | None, norm: str) -> dict[str, Stats]:
 
 
 def build_group(
-    variant: Any, *, stats: Mapping[str, Stats] | None, tokenizer: Any, default_prompt: str | None = None
+    variant: Any,
+    *,
+    stats: Mapping[str, Stats] | None,
+    tokenizer: Any,
+    default_prompt: str | None = None,
+    guard: float | None = None,
 ) -> Group:
     """The transforms of a variant.
 
@@ -175,17 +207,19 @@ def build_group(
         stats: {"state": Stats, "actions": Stats}; see `vla.transforms.stats`.
         tokenizer: `vla.tokenizer.Tokenizer`; None leaves tokenising out (statistics, fitting a tokenizer).
         default_prompt: the instruction of samples that bring none.
+        guard: actions further beyond what was recorded than this many times its range are refused; None: none are.
 
     Raises:
         DataError: no statistics, or none of the kind that spec.norm needs.
         PartError: a part's contributions are malformed, or cannot be brought into an order.
         SettingsError: cameras of robot and model do not fit.
     """
-    context = make_context(variant, _needed(stats, variant.spec.norm), tokenizer, default_prompt)
+    context = make_context(variant, _needed(stats, variant.spec.norm), tokenizer, default_prompt, guard)
     ins, outs = order([*part_steps(context), ("core", core_steps(context))])
     check_order(ins, RAW)
     check_order(outs, ("actions", "tokens", "state"))
-    return Group(ins, outs, context.robot_action_dim)
+    read = [pattern.rstrip("?") for placed in ins for pattern in placed.step.reads]
+    return Group(ins, outs, context.robot_action_dim, tuple(dict.fromkeys([*KNOWN, *read])))
 
 
 def stats_steps(variant: Any) -> tuple[Any, ...]:

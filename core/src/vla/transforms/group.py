@@ -14,6 +14,7 @@ The last two are promises that let statistics run over whole arrays; both defaul
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -91,6 +92,30 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def as_array(value: Any, name: str, numbers: bool = False) -> np.ndarray:
+    """An array from an array of numpy, torch or JAX, or from lists.
+
+    Args:
+        name: for messages.
+        numbers: refuse text, objects and everything else that is no number.
+
+    Raises:
+        DataError: it cannot be read as an array, or parts of it are masked.
+    """
+    if np.ma.is_masked(value):
+        raise DataError(f"{name} is masked in places", field=name, got=f"{np.ma.count_masked(value)} masked values")
+    try:
+        x = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # torch: on a device, with a gradient; lists of many lengths
+        got = f"{type(value).__module__}.{type(value).__qualname__}: {str(error).splitlines()[0][:80]}"
+        raise DataError(
+            f"{name} cannot be read as an array", field=name, got=got, fix="send an array of numpy"
+        ) from error
+    if numbers and x.dtype.kind not in "fiub":
+        raise DataError(f"{name} must be numbers", field=name, got=f"{x.dtype} {x.shape}")
+    return x
+
+
 def step_name(step: Any) -> str:
     """The name of a step in tables and errors."""
     return getattr(step, "name", "") or type(step).__name__
@@ -117,11 +142,14 @@ class Group:
     Attributes:
         input_steps, output_steps: in the order they run.
         codec_dim: values per action that the model's tokenizer and the robot know, before padding to spec.action_dim.
+        known: keys that a sample may have, as patterns; (): any. A key that nobody reads would be left out without a
+            word: a misspelt `actions_is_pad` turns its mask off.
     """
 
     input_steps: tuple[Placed, ...] = ()
     output_steps: tuple[Placed, ...] = ()
     codec_dim: int = 0
+    known: tuple[str, ...] = ()
 
     def inputs(self, sample: Mapping[str, Any], until: str | None = None) -> dict[str, Any]:
         """Model input of one raw sample; the sample is not changed.
@@ -133,11 +161,11 @@ class Group:
         Raises:
             DataError: something a step reads is missing, or a value is not what the policy needs.
         """
-        return nest(_run(flatten(sample), self._upto(until)))
+        return nest(_run(self._flat(sample), self._upto(until)))
 
     def inputs_batch(self, samples: Sequence[Mapping[str, Any]], until: str | None = None) -> list[dict[str, Any]]:
         """As `inputs` for many samples; steps that have `many(list) -> list` (tokenising) see them all at once."""
-        rows = [flatten(sample) for sample in samples]
+        rows = [self._flat(sample) for sample in samples]
         for placed in self._upto(until):
             if hasattr(placed.step, "many") and rows:
                 for row in rows:
@@ -146,6 +174,21 @@ class Group:
             else:
                 rows = [_run(row, (placed,)) for row in rows]
         return [nest(row) for row in rows]
+
+    def _flat(self, sample: Mapping[str, Any]) -> Flat:
+        flat = flatten(sample)
+        if self.known and (unknown := [k for k in flat if not any(matches(pattern, (k,)) for pattern in self.known)]):
+            close = difflib.get_close_matches(unknown[0], self.known, 1, 0.6)
+            raise DataError(
+                "a sample has a key that nothing reads",
+                field=unknown[0],
+                got=sorted(flat),
+                expected=", ".join(self.known),
+                fix=f"did you mean {close[0]}?"
+                if close
+                else "leave it out; what a head of your own reads goes below extra/",
+            )
+        return flat
 
     def outputs(self, answer: Mapping[str, Any]) -> dict[str, Any]:
         """The model's answer in the robot's units.

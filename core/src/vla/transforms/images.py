@@ -14,9 +14,10 @@ import numpy as np
 from attrs import frozen
 
 from vla.errors import DataError, SettingsError
-from vla.transforms.group import Flat
+from vla.transforms.group import Flat, as_array
 
 CameraPlaces = Mapping[str, tuple[str, ...]]
+MOST_PIXELS = 2**26  # of one image
 
 
 # ---- functions -----------------------------------------------------------------------------------------------------
@@ -30,7 +31,7 @@ def to_uint8(image: Any, name: str = "image") -> np.ndarray:
     Raises:
         DataError: not an RGB image, or float values outside [0, 1].
     """
-    x = np.asarray(image)
+    x = as_array(image, name)
     if x.ndim >= 3 and x.shape[-1] != 3 and x.shape[-3] == 3:
         x = np.moveaxis(x, -3, -1)
     if x.ndim < 3 or x.shape[-1] != 3:
@@ -39,6 +40,11 @@ def to_uint8(image: Any, name: str = "image") -> np.ndarray:
         )
     if 0 in x.shape:
         raise DataError("an image without pixels", field=name, got=x.shape)
+    if (pixels := x.shape[-3] * x.shape[-2]) > MOST_PIXELS:
+        raise DataError(
+            "an image is larger than any camera's", field=name, got=f"{x.shape[-2]} x {x.shape[-3]}: {pixels} pixels",
+            expected=f"at most {MOST_PIXELS}", fix="scale it down where it is taken",
+        )  # fmt: skip
     if x.dtype.kind == "f":
         low, high = float(x.min()), float(x.max())  # NaN fails both comparisons
         if not (low >= -1e-3 and high <= 1 + 1e-3):
@@ -73,6 +79,14 @@ def resize_with_pad(image: np.ndarray, height: int, width: int) -> np.ndarray:
         small = Image.fromarray(np.ascontiguousarray(row)).resize((new_w, new_h), Image.Resampling.BILINEAR)
         out[i, top : top + new_h, left : left + new_w] = np.asarray(small)
     return out.reshape(*image.shape[:-3], height, width, 3)
+
+
+def as_mask(value: Any, name: str) -> bool:
+    """Whether a camera is seen: from a bool, 0 or 1, or an array of one of them."""
+    x = as_array(value, name)
+    if x.size != 1 or x.dtype.kind not in "biu" or x.reshape(-1)[0] not in (0, 1):
+        raise DataError("whether a camera is seen is yes or no", field=name, got=repr(value)[:60], expected="a bool")
+    return bool(x.reshape(-1)[0])
 
 
 # ---- steps ---------------------------------------------------------------------------------------------------------
@@ -135,9 +149,17 @@ class FitCameras:
                 got=sorted(came),
                 fix="send every camera of the robot",
             )
+        seen_as = {k[len("image_masks/") :]: as_mask(v, k) for k, v in data.items() if k.startswith("image_masks/")}
+        if unknown := [name for name in seen_as if name not in self.known]:
+            raise DataError(
+                f"the robot adapter {self.robot!r} knows no such camera",
+                field=f"image_masks[{unknown[0]!r}]",
+                got=sorted(seen_as),
+                expected=f"any of {list(self.known)}",
+            )
         out = {k: v for k, v in data.items() if not k.startswith(("images/", "image_masks/"))}
         for mine, theirs in self.pairs:
-            if theirs in came and bool(data.get(f"image_masks/{theirs}", True)):
+            if theirs in came and seen_as.get(theirs, True):
                 out[f"images/{mine}"] = to_uint8(came[theirs], f"images[{theirs!r}]")
         first = next((v for k, v in out.items() if k.startswith("images/")), None)
         for mine in self.spec_cameras:
@@ -179,7 +201,7 @@ class ResizeImages:
                 out[key] = resize_with_pad(to_uint8(value, f"images[{name!r}]"), self.height, self.width)
         for name in self.cameras:
             mask = out.setdefault(f"image_masks/{name}", f"images/{name}" in out)
-            if not bool(mask):
+            if not as_mask(mask, f"image_masks/{name}"):
                 out.pop(f"images/{name}", None)  # masked: nobody looks at it
         if not any(k.startswith("images/") for k in out):
             raise DataError("every camera of the sample is masked", field="image_masks", got=sorted(data))

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 from attrs import field, frozen
 
-from vla.errors import DataError
-from vla.transforms.group import Flat
+from vla.errors import ActionError, DataError
+from vla.transforms.group import Flat, as_array
 from vla.transforms.stats import Stats
 
 EPS = 1e-6  # added to the standard deviation, and to the quantile range
@@ -108,9 +108,7 @@ def pad_to(x: np.ndarray, dim: int, field: str) -> np.ndarray:
 
 
 def _array(value: Any, name: str, ndim: int) -> np.ndarray:
-    x = np.asarray(value)
-    if x.dtype.kind not in "fiub":
-        raise DataError(f"{name} must be numbers", field=name, got=f"{x.dtype} {x.shape}")
+    x = as_array(value, name, numbers=True)
     if x.ndim < ndim or x.shape[-1] == 0:
         raise DataError(
             f"{name} has a wrong shape", field=name, got=x.shape, expected=f"{ndim} axes, none of them empty"
@@ -123,11 +121,16 @@ def _array(value: Any, name: str, ndim: int) -> np.ndarray:
 
 @frozen
 class CheckRow:
-    """Refuse values that are not finite, or not of the robot's widths (0: any)."""
+    """Refuse values that are not finite, or not of the robot's widths (0: any).
+
+    Attributes:
+        least: the smallest widths of state and actions where not all of `state_dim` and `action_dim` are needed.
+    """
 
     state_dim: int
     action_dim: int
     robot: str
+    least: tuple[int, int] | None = None
     reads: ClassVar = ("state", "actions?")
     writes: ClassVar = ("state", "actions?")
     batched: ClassVar = True
@@ -140,17 +143,21 @@ class CheckRow:
 
     def __call__(self, data: Flat) -> Flat:
         out = dict(data)
-        for name, want, ndim in (("state", self.state_dim, 1), ("actions", self.action_dim, 2)):
+        least = self.least or (self.state_dim, self.action_dim)
+        for name, low, want, ndim in (
+            ("state", least[0], self.state_dim, 1),
+            ("actions", least[1], self.action_dim, 2),
+        ):
             if name not in data:
                 continue
             x = out[name] = _array(data[name], name, ndim)
-            if want and x.shape[-1] != want:
+            if want and not low <= x.shape[-1] <= want:
                 raise DataError(
-                    f"the robot adapter {self.robot!r} has another number of values in {name}",
+                    f"another number of values in {name} than the robot {self.robot!r} and its statistics have",
                     field=name,
                     got=f"{x.shape[-1]} values",
                     expected=want,
-                    fix="choose the adapter of the robot that recorded this data: --robot NAME",
+                    fix="choose the adapter of this robot, --robot NAME, and statistics of this data",
                 )
             if not np.isfinite(x).all():
                 bad = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
@@ -200,6 +207,36 @@ class Unnormalize:
             **data,
             **{k: unnormalize(np.asarray(data[k]), s, self.norm) for k, s in self.stats.items() if k in data},
         }
+
+
+@frozen(eq=False, repr=False)
+class RefuseFar:
+    """Refuse actions further beyond what was recorded than `spans` times its range."""
+
+    stats: Stats
+    spans: float
+    reads: ClassVar = ("actions",)
+    writes: ClassVar = ()
+
+    def __call__(self, data: Flat) -> Flat:
+        x = np.asarray(data["actions"], np.float64)
+        low, high = self.stats.recorded
+        d = min(x.shape[-1], len(low))
+        low, high, x = low[:d], high[:d], x[..., :d]
+        room = self.spans * (high - low + EPS)
+        far = np.maximum(low - x, x - high) - room
+        if (far > 0).any():
+            at = tuple(int(i) for i in np.unravel_index(np.argmax(far), far.shape))
+            dim = at[-1]
+            raise ActionError(
+                "an action lies far beyond everything that was recorded; the chunk is not returned",
+                field=f"actions{list(at)}",
+                got=f"{x[at]:.6g}",
+                expected=f"{low[dim] - room[dim]:.6g} to {high[dim] + room[dim]:.6g} (recorded: {low[dim]:.6g} to "
+                f"{high[dim]:.6g}; guard: {self.spans:g} spans)",
+                fix="look at the observation, its units and norm_stats.json; or open with another guard",
+            )
+        return data
 
 
 @frozen
@@ -305,7 +342,10 @@ class Pad:
         return f"state [{self.state_dim}], actions and actions_mask [{self.horizon} {self.action_dim}]"
 
     def __call__(self, data: Flat) -> Flat:
-        out = {**data, "state": pad_to(np.asarray(data["state"]), self.state_dim, "state").astype(np.float32)}
+        state = np.asarray(data["state"])
+        if state.ndim != 1:
+            raise DataError("the state of one sample has one axis", field="state", got=state.shape, expected="[s]")
+        out = {**data, "state": pad_to(state, self.state_dim, "state").astype(np.float32)}
         is_pad = out.pop("actions_is_pad", None)
         if "actions" not in data:
             return out

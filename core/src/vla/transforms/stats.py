@@ -22,6 +22,7 @@ from vla.transforms.quantiles import Batch, Summary, summarise_batches
 
 FILE = "norm_stats.json"
 FIELDS = ("mean", "std", "q01", "q99")
+EXTREMES = ("min", "max")
 _CHUNK_VALUES = 1 << 21  # values of one batch of chunks: bounds memory
 _CONSTANT = 1e-6  # a range (or deviation) below this is what the formulas' epsilon would divide by
 
@@ -34,7 +35,7 @@ def _vector(value: Any) -> np.ndarray | None:
 class Stats:
     """float64 [d] each: mean, standard deviation (of the population), 1st and 99th percentile (None: not known).
 
-    `data` is the digest of the data they were taken from, "" when unknown.
+    `data` is the digest of the data they were taken from, "" when unknown; `min` and `max` are its extremes, if known.
     """
 
     mean: np.ndarray = field(converter=_vector)
@@ -42,9 +43,18 @@ class Stats:
     q01: np.ndarray | None = field(default=None, converter=_vector)
     q99: np.ndarray | None = field(default=None, converter=_vector)
     data: str = ""
+    min: np.ndarray | None = field(default=None, converter=_vector)
+    max: np.ndarray | None = field(default=None, converter=_vector)
+
+    @property
+    def recorded(self) -> tuple[np.ndarray, np.ndarray]:
+        """The range [d], [d] of the data: its extremes, else its percentiles, else where 98 % of a bell curve lie."""
+        low = (self.min, self.q01, self.mean - 2.33 * self.std)
+        high = (self.max, self.q99, self.mean + 2.33 * self.std)
+        return tuple(next(x for x in side if x is not None) for side in (low, high))  # type: ignore[return-value]
 
     def __attrs_post_init__(self) -> None:
-        for name in FIELDS:
+        for name in (*FIELDS, *EXTREMES):
             x = getattr(self, name)
             if x is None:
                 continue
@@ -88,6 +98,10 @@ def save_stats(stats: Mapping[str, Stats], path: str | Path, about: Mapping[str,
     digests = {key: s.data for key, s in stats.items() if s.data}
     if digests:
         extra["data"] = digests
+    for name in EXTREMES:
+        known = {key: getattr(s, name).tolist() for key, s in stats.items() if getattr(s, name) is not None}
+        if known:
+            extra.setdefault(name, known)
     table: dict[str, Any] = {"norm_stats": {key: _plain(s) for key, s in stats.items()}}
     if extra:
         table["vla"] = extra
@@ -115,7 +129,7 @@ def load_stats(path: str | Path) -> dict[str, Stats]:
             "not a norm_stats.json", field=str(path), got=sorted(table)[:8], expected='{"norm_stats": {...}}'
         )
     about = table["vla"] if isinstance(table.get("vla"), dict) else {}
-    digests = about["data"] if isinstance(about.get("data"), dict) else {}
+    beside = {name: t if isinstance(t := about.get(name), dict) else {} for name in ("data", *EXTREMES)}
     out = {}
     for key, entry in entries.items():
         where = f"{path}: {key}"
@@ -123,8 +137,9 @@ def load_stats(path: str | Path) -> dict[str, Stats]:
             raise StoreError("statistics of one key must be a table", field=where, got=type(entry).__name__)
         if lacking := [name for name in ("mean", "std") if entry.get(name) is None]:
             raise StoreError("statistics are incomplete", field=f"{where}.{lacking[0]}", got=sorted(entry))
+        extremes = {name: beside[name].get(key) for name in EXTREMES}
         try:
-            out[key] = Stats(*(entry.get(name) for name in FIELDS), data=str(digests.get(key, "")))
+            out[key] = Stats(*(entry.get(name) for name in FIELDS), data=str(beside["data"].get(key, "")), **extremes)
         except (TypeError, ValueError, OverflowError) as error:
             raise StoreError("statistics must be lists of numbers", field=where, got=str(error)) from error
         except DataError as error:
@@ -165,7 +180,8 @@ def stats_of(summaries: Mapping[str, Summary]) -> dict[str, Stats]:
 
     def one(s: Summary) -> Stats:
         rare = (s.q99 - s.q01 <= _CONSTANT) & (s.max > s.min)
-        return Stats(s.mean, s.std, np.where(rare, s.min, s.q01), np.where(rare, s.max, s.q99))
+        low, high = np.where(rare, s.min, s.q01), np.where(rare, s.max, s.q99)
+        return Stats(s.mean, s.std, low, high, min=s.min, max=s.max)
 
     return {key: one(s) for key, s in summaries.items()}
 

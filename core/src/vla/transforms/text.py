@@ -13,11 +13,11 @@ from vla.transforms.group import Flat
 TOKEN_KEYS = ("tokenized_prompt", "tokenized_prompt_mask", "token_ar_mask", "token_loss_mask")
 
 
-def as_text(value: Any) -> str:
-    """A prompt as str: from str, bytes (UTF-8), or an array that holds one of them.
+def as_text(value: Any, name: str = "prompt") -> str:
+    """An instruction as str: from str, bytes (UTF-8), or an array that holds one of them.
 
     Raises:
-        DataError: it is no text.
+        DataError: it is no text, or says nothing: a policy that was trained on instructions would act on none.
     """
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(-1)[0]
@@ -25,9 +25,19 @@ def as_text(value: Any) -> str:
         try:
             value = value.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise DataError("the prompt is not UTF-8", field="prompt", got=value[:40]) from error
+            raise DataError("the prompt is not UTF-8", field=name, got=value[:40]) from error
     if not isinstance(value, str):
-        raise DataError("the prompt is no text", field="prompt", got=type(value).__name__, expected="str")
+        raise DataError("the prompt is no text", field=name, got=type(value).__name__, expected="str")
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        raise DataError(
+            "the prompt has half of a surrogate pair, which is no character", field=name, got=ascii(value)[:60],
+            fix="decode what the sender wrote as UTF-8",
+        )  # fmt: skip
+    if not value.replace("_", " ").strip():  # prompt formats write "_" as a blank
+        raise DataError(
+            "the instruction is empty", field=name, got=repr(value)[:60],
+            fix="send prompt=..., give a default prompt, or name the task in the dataset",
+        )  # fmt: skip
     return str(value)
 
 

@@ -22,7 +22,7 @@ from vla.layout import BACKBONE
 from vla_head_ar.config import Settings
 
 EOS = 1  # PaliGemma's end of text
-Progress = tuple[Array, Array]  # values [B] that are still missing, and whether a row is done [B]
+Progress = tuple[Array, Array, Array]  # of each row [B]: values still missing, whether it is done, all logits finite
 
 
 class ARHead(nnx.Module):
@@ -68,11 +68,12 @@ class ARHead(nnx.Module):
         temperature: float = 0.0,
         real_dims: Array | None = None,
     ) -> dict[str, Array]:
-        """Decode until every row has its chunk: {"tokens": [B n]} text ids, 0 after the end.
+        """Decode until every row has its chunk: {"tokens": [B n]} text ids, 0 after the end; {"finite": [B]}.
 
         With a grammar (and `constrained`), "Action: " is given, only codec tokens compete, and a row ends when the
         values its tokens stand for are complete. Without: any token, until the end of text. noise [B max_decode]
-        holds one uniform number per decoded token, used at a temperature above 0.
+        holds one uniform number per decoded token, used at a temperature above 0. `finite` is False where a logit was
+        NaN or infinite: the largest of such is any token, and the row is no answer.
         """
         rules = Rules(grammar if self.settings.constrained else None, model, self.settings.max_decode)
         shift = int(self.settings.positions == "openpi")
@@ -111,8 +112,8 @@ class ARHead(nnx.Module):
             return i + 1, *choose(hidden["prompt"][:, 0], i, out, progress), cache
 
         out, progress = choose(last, 0, jnp.zeros((batch, n), jnp.int32), rules.start(batch))
-        _, out, _, _ = lax.while_loop(unfinished, step, (jnp.int32(1), out, progress, cache))
-        return {"tokens": rules.finish(given, out)}
+        _, out, progress, _ = lax.while_loop(unfinished, step, (jnp.int32(1), out, progress, cache))
+        return {"tokens": rules.finish(given, out), "finite": progress[2]}
 
     @staticmethod
     def _last(text: Array, valid: Array, given: int) -> Array:
@@ -142,14 +143,15 @@ class Rules:
     def start(self, batch: int) -> Progress:
         """Nothing is decoded yet."""
         total = 0 if self.grammar is None else self.grammar.total
-        return jnp.full(batch, total, jnp.int32), jnp.zeros(batch, bool)
+        return jnp.full(batch, total, jnp.int32), jnp.zeros(batch, bool), jnp.ones(batch, bool)
 
     def choose(
         self, hidden: Array, progress: Progress, step: Any, uniform: Array | None, temperature: float
     ) -> tuple[Array, Progress]:
         """Hidden [B D] -> the next text id [B], 0 for rows that are done; and the progress after it."""
-        left, done = progress
+        left, done, finite = progress
         logits = matmul(hidden, self.table.astype(hidden.dtype)).astype(jnp.float32)
+        finite = finite & (jnp.isfinite(logits).all(-1) | done)
         if self.grammar is not None:
             rest = (self.max_tokens - step - 1) * self.longest  # values that later tokens can still bring
             fits = (self.lengths > 0) & (self.lengths <= left[:, None]) & (left[:, None] - self.lengths <= rest)
@@ -160,9 +162,9 @@ class Rules:
         else:
             choice = logits.argmax(-1)
         if self.grammar is None:
-            return jnp.where(done, 0, choice).astype(jnp.int32), (left, done | (choice == EOS))
+            return jnp.where(done, 0, choice).astype(jnp.int32), (left, done | (choice == EOS), finite)
         left = jnp.where(done, left, left - self.lengths[choice])
-        return jnp.where(done, 0, self.ids[choice]), (left, left <= 0)
+        return jnp.where(done, 0, self.ids[choice]), (left, left <= 0, finite)
 
     @staticmethod
     def finished(progress: Progress) -> Array:

@@ -63,11 +63,12 @@ class ARHead(nn.Module):
         temperature: float = 0.0,
         real_dims: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Decode until every row has its chunk: {"tokens": [B n]} text ids, 0 after the end.
+        """Decode until every row has its chunk: {"tokens": [B n]} text ids, 0 after the end; {"finite": [B]}.
 
         With a grammar (and `constrained`), "Action: " is given, only codec tokens compete, and a row ends when the
         values its tokens stand for are complete. Without: any token, until the end of text. noise [B max_decode]
-        holds one uniform number per decoded token, used at a temperature above 0.
+        holds one uniform number per decoded token, used at a temperature above 0. `finite` is False where a logit was
+        NaN or infinite: the largest of such is any token, and the row is no answer.
         """
         rules = Rules(grammar if self.settings.constrained else None, model, self.settings.max_decode, obs.batch)
         shift = int(self.settings.positions == "openpi")
@@ -92,7 +93,7 @@ class ARHead(nn.Module):
             new = model.text(token[:, None], ones[:, :1].bool(), ones[:, :1])
             look = mask[:, i : i + 1], where[:, i : i + 1] + shift
             last = model.extend(cache, [new], look, {}, offset=i)["prompt"][:, 0]
-        return {"tokens": rules.finish(given, out)}
+        return {"tokens": rules.finish(given, out), "finite": rules.finite}
 
     @staticmethod
     def _last(text: Tensor, valid: Tensor, given: int) -> Tensor:
@@ -111,6 +112,7 @@ class Rules:
         device = table.device
         self.table, self.grammar = table, grammar
         self.done = torch.zeros(batch, dtype=torch.bool, device=device)
+        self.finite = ~self.done
         self.given: tuple[int, ...] = ()
         self.max_tokens = max_decode
         if grammar is None:
@@ -126,6 +128,7 @@ class Rules:
     def choose(self, hidden: Tensor, step: int, uniform: Tensor | None, temperature: float) -> Tensor:
         """Hidden [B D] -> the next text id [B]; 0 for rows that are done."""
         logits = (hidden @ self.table.T.to(hidden.dtype)).float()
+        self.finite = self.finite & (logits.isfinite().all(-1) | self.done)
         if self.grammar is not None:
             left = self.left[:, None]
             rest = (self.max_tokens - step - 1) * self.longest  # values that later tokens can still bring
