@@ -347,7 +347,10 @@ def check_options(
         if not number or not 0 <= value < np.inf:
             raise SettingsError(f"no such {name}", field=name, got=value, expected=wanted)
     if default_prompt is not None:
-        as_text(default_prompt, "default_prompt")
+        try:
+            as_text(default_prompt)
+        except DataError as error:
+            raise SettingsError(error.what, field="default_prompt", got=ascii(default_prompt)[:60]) from error
 
 
 def check_seed(seed: Any, field: str) -> int:
