@@ -267,7 +267,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_resumed(tmp_path, who
         weights["head.action_in_proj.weight"][0, 0] = np.inf
         (folder / f"{file}.safetensors").unlink()
         write_weights(folder / f"{file}.safetensors", weights)
-        write_manifest(folder)
+        write_manifest(folder, "checkpoint")
         with pytest.raises(NotFiniteError, match=rf"{file}\.safetensors: head\.action_in_proj\.weight") as caught:
             run(bad, world.config(25), resume=True)
         assert caught.value.status == 1
