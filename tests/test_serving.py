@@ -18,7 +18,7 @@ from vla.errors import DataError, SettingsError
 from vla.policy import ActionError
 from vla.serving.metrics import Metrics
 from vla.serving.protocol import Ask
-from vla.serving.server import Options, bind
+from vla.serving.server import Options, Server, bind
 from vla.serving.sessions import Dispatcher
 
 
@@ -138,6 +138,13 @@ def test_a_port_in_use_is_said_before_anything_is_loaded():
         bind(Options(port=port))
     assert f"--port {port + 1}" in caught.value.fix
     first.close()
+    loading, ready = bind(Options(port=0)), None
+    ready = bind(Options(port=loading.getsockname()[1]))  # two servers that load at the same time
+    ready.listen()
+    with pytest.raises(SettingsError, match="in use"):
+        asyncio.run(Server(Echo(), CONTRACT, None, Options()).start(loading))
+    for each in (loading, ready):
+        each.close()
     for host, message in (
         ("203.0.113.7", "not an address of this machine"),
         ("no.such.host.invalid", "no such address"),

@@ -15,7 +15,7 @@ from vla_client.remote import RemotePolicy
 
 from vla.errors import SettingsError
 from vla.serving.contract import example
-from vla.serving.run import Plan, open_policy, options_of, server_of, start
+from vla.serving.run import Plan, options_of, server_of, start
 from vla.serving.server import Server, bind
 
 
@@ -33,7 +33,7 @@ def check(plan: Plan, seconds: float) -> int:
     plan = evolve(plan, host="127.0.0.1", port=0, api_key="", certificate="", private_key="")
     options = options_of(plan)
     bound = bind(options)
-    server = server_of(plan, options, open_policy(plan))
+    server = server_of(plan, options)
     hz = server.contract["hz"]
     if not hz:
         bound.close()

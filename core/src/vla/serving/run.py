@@ -96,16 +96,19 @@ def open_policy(plan: Plan) -> Any:
     )  # fmt: skip
 
 
-def server_of(plan: Plan, options: Options, policy: Any) -> Server:
-    """The server of a plan, not started.
+def server_of(plan: Plan, options: Options) -> Server:
+    """The server of a plan, not started. What is quick to check is checked before the model is loaded.
 
     Raises:
         PartError: there is no such protocol.
         SettingsError: a setting of the protocol or the metadata file will not do.
+        StoreError: the model is not there, or damaged.
     """
     chosen = resolve("protocol", {"part": plan.protocol, **plan.settings}, "protocol")
     conversation = load_object(chosen.part.numpy, f"protocol {chosen.part.name!r}")
-    contract = {**contract_of(policy, plan.hz), "metadata": _metadata(plan.metadata)}
+    metadata = _metadata(plan.metadata)
+    policy = open_policy(plan)
+    contract = {**contract_of(policy, plan.hz), "metadata": metadata}
     frames = _frames(plan, policy, int(contract["action_horizon"]))
     return Server(policy, contract, lambda c: conversation(chosen.settings, c), options, lambda s: Live(s, frames))
 
@@ -149,8 +152,7 @@ def run_server(plan: Plan) -> int:
     options = options_of(plan)
     bound = bind(options)
     try:
-        policy = open_policy(plan)
-        server = server_of(plan, options, policy)
+        server = server_of(plan, options)
         asyncio.run(_serve(plan, server, bound))
     finally:
         bound.close()
@@ -179,6 +181,8 @@ async def start(server: Server, bound: socket.socket) -> None:
     """
     try:
         await server.start(bound, example(server.contract))
+    except SettingsError:
+        raise
     except VlaError as error:
         raise DataError(
             "the policy cannot be warmed up: it refuses an observation of its own contract", field="model",

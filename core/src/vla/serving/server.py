@@ -90,14 +90,19 @@ def bind(options: Options) -> socket.socket:
         made.close()
         number = getattr(error, "errno", 0)
         if number == errno.EADDRINUSE:
-            fix = f"--port {options.port + 1 if options.port < 65535 else 8000}, or end what serves there"
-            raise SettingsError("the port is in use", field="--port", got=options.port, fix=fix) from error
+            raise in_use(options.port) from error
         if number == errno.EADDRNOTAVAIL:
             fix = "an address of this machine, 127.0.0.1, or 0.0.0.0 for all"
             raise SettingsError("not an address of this machine", field="--host", got=options.host, fix=fix) from error
         fix = "a port from 1024 to 65535, or 0 for any free one"
         raise SettingsError(f"cannot serve there: {error}", field="--port", got=options.port, fix=fix) from error
     return made
+
+
+def in_use(port: int) -> SettingsError:
+    """The error about a port that another server has."""
+    fix = f"--port {port + 1 if port < 65535 else 8000}, or end what serves there"
+    return SettingsError("the port is in use", field="--port", got=port, fix=fix)
 
 
 def is_loopback(host: str) -> bool:
@@ -141,10 +146,18 @@ class Server:
     # ---- life -------------------------------------------------------------------------------------------------------
 
     async def start(self, bound: socket.socket, row: Mapping[str, Any] | None = None) -> None:
-        """Warm the policy up with an observation, then listen."""
+        """Warm the policy up with an observation, then listen.
+
+        Raises:
+            SettingsError: the port is in use.
+        """
         if row is not None:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self.dispatcher._worker, self.dispatcher.warm_up, row)
+        try:
+            bound.listen()
+        except OSError as error:  # another server was bound there too, and was ready first
+            raise in_use(bound.getsockname()[1]) from error
         self._server = await serve(
             self._connection, sock=bound, ssl=self.options.tls, compression=None, max_size=self.options.max_frame,
             process_request=self._http, open_timeout=10, ping_interval=20, ping_timeout=20, close_timeout=2,
