@@ -14,13 +14,14 @@ VENV ?= .venv
 JOBS ?= 2
 PYTHON312 ?= python3.12
 LEROBOT ?= .venv-lerobot
+OPENPI ?= .venv-openpi
 RELEASE ?= .venv-release
 CHECK := plugins/datasets/lerobot/interop/check.py
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: install demo test test-slow test-all test-isa lint format bench interop release-check smoke clean
+.PHONY: install demo test test-slow test-all test-isa lint format bench interop interop-serve release-check smoke clean
 
 install: $(STAMP)
 
@@ -87,5 +88,11 @@ $(RELEASE)/.installed:
 	$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check "hatchling>=1.24" "twine>=6" "cyclonedx-bom>=5" "pip-licenses>=5"
 	@touch $@
 
+# The real openpi-client against our server, ours against its framing (it needs numpy below 2: its own environment).
+interop-serve: $(STAMP)
+	test -x $(OPENPI)/bin/python || $(BIN)/python -m venv $(OPENPI)
+	$(OPENPI)/bin/python -m pip install --quiet --disable-pip-version-check openpi-client==0.1.2 typing_extensions
+	VLA_OPENPI_CLIENT=$(abspath $(OPENPI))/bin/python $(BIN)/python -m pytest -q tests/test_serving_clients.py $(ARGS)
+
 clean:
-	rm -rf $(VENV) $(LEROBOT) $(RELEASE) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LEROBOT) $(OPENPI) $(RELEASE) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

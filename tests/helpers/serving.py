@@ -49,19 +49,22 @@ def observation(a=0.0, b=0.0, **changes):
 
 
 @contextlib.contextmanager
-def serving(policy, contract=CONTRACT, protocol="openpi", settings=None, warm=False, live=None, port=0, **options):
+def serving(
+    policy, contract=CONTRACT, protocol="openpi", settings=None, warm=False, live=None, port=0, made=None, **options
+):
     """Yields the server; `server.url` is where."""
     from vla.compose import load_object, resolve
     from vla.serving.server import Options, Server, bind
 
+    ours = made
     chosen = resolve("protocol", {"part": protocol, **(settings or {})}, "protocol")
     conversation = load_object(chosen.part.numpy, "protocol")
     ready, done, found = threading.Event(), None, {}
 
     async def main():
         nonlocal done
-        made = Options(port=port, **options)
-        server = Server(policy, contract, lambda c: conversation(chosen.settings, c), made, live)
+        made = ours.options if ours else Options(port=port, **options)
+        server = ours or Server(policy, contract, lambda c: conversation(chosen.settings, c), made, live)
         done = asyncio.Event()
         await server.start(bind(made), observation() if warm else None)
         found["server"], found["loop"] = server, asyncio.get_running_loop()

@@ -14,8 +14,11 @@ CONTROLS = {"shuffled": {"instruction": "shuffled"}, "swapped": {"pictures": "sw
 
 
 def evaluate(
-    model: str,
+    model: str = "",
     /,
+    policy: str = "",
+    send: tuple[str, ...] = (),
+    api_key: str = "",
     env: str = "tabletop",
     set: tuple[str, ...] = (),
     preset: str = "",
@@ -37,7 +40,11 @@ def evaluate(
     """Closed-loop evaluation in an environment: success with its interval, per task, with videos.
 
     Args:
-        model: a model directory.
+        model: a model directory; or --policy.
+        policy: ws://HOST:PORT, a policy behind openpi's protocol, ours (`vla serve`) or openpi's.
+        send: KEY=PATH for --policy: what the server calls it, and where it is in the observation, e.g.
+            observation/image=images/front; with any, only these and the instruction are sent; may be repeated.
+        api_key: the key of that server; better in the environment variable VLA_API_KEY.
         env: the environment, e.g. tabletop.
         set: path=value, a setting of the environment, e.g. env.families='["touch"]', or of the data, e.g.
             data.preset=tiny; may be repeated.
@@ -80,8 +87,15 @@ def evaluate(
         raise SettingsError("settings of data that is not named", field="--set", got=f"data.{next(iter(of_data))}",
                             fix="add --data DATA")  # fmt: skip
     table = env_table(env, preset, scene)
-    policy = open_policy(model, framework, device=device or None, num_steps=num_steps or None)
-    dataset = _demonstrations(policy, data, of_data) if any(name in FROM_DATA for name in against) else None
+    if bool(model) == bool(policy):
+        raise SettingsError("one policy is evaluated", field="MODEL, --policy", got=f"{model!r}, {policy!r}",
+                            fix="give a model directory, or --policy ws://HOST:PORT")  # fmt: skip
+    opened: Any = (
+        _remote(policy, send, api_key, against, data)
+        if policy
+        else open_policy(model, framework, device=device or None, num_steps=num_steps or None)
+    )
+    dataset = _demonstrations(opened, data, of_data) if any(name in FROM_DATA for name in against) else None
     films: list[Any] = []
     found: list[Any] = []
     with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -97,11 +111,11 @@ def evaluate(
                 )
             )  # fmt: skip
 
-        one(policy, policy.name)
+        one(opened, opened.name)
         failed: VlaError | None = None  # said last: what was evaluated before it is not lost
         try:
             for name in against:
-                acting = _baseline(name, policy, dataset, framework, device)
+                acting = _baseline(name, opened, dataset, framework, device)
                 one(acting, name, **CONTROLS.get(name, {}))
         except VlaError as error:
             failed = error
@@ -137,7 +151,7 @@ def _demonstrations(policy: Any, data: str, settings: Mapping[str, Any]) -> Any:
     """What baselines are made from: the data named, else that of the model's record."""
     from vla.datasets import open_dataset, open_recorded
 
-    record = policy.model.record
+    record = policy.model.record if hasattr(policy, "model") else {}  # a server gives none
     if not data:
         dataset = open_recorded(record)
         console.note(f"demonstrations: {dataset.info.source} (the model was trained on them)")
@@ -159,7 +173,26 @@ def _baseline(name: str, policy: Any, dataset: Any, framework: str, device: str)
     from vla.evaluation import MeanAction, NearestNeighbour
 
     made_from_data = {"mean-action": MeanAction, "nearest": NearestNeighbour}[name]
-    return made_from_data(dataset, policy.variant.spec.action_horizon)
+    horizon = getattr(policy, "horizon", 0) or policy.variant.spec.action_horizon
+    return made_from_data(dataset, horizon)
+
+
+def _remote(url: str, send: tuple[str, ...], api_key: str, against: tuple[str, ...], data: str) -> Any:
+    """A policy behind an address, and what cannot be compared with it."""
+    import os
+
+    from vla.errors import SettingsError
+    from vla.evaluation.remote import Remote
+
+    if "untrained" in against or (not data and any(name in FROM_DATA for name in against)):
+        what = "untrained" if "untrained" in against else "mean-action and nearest"
+        fix = "add --data DATA" if "untrained" not in against else "evaluate the model directory itself"
+        raise SettingsError("a server gives neither weights nor demonstrations", field="--against", got=what, fix=fix)
+    found = Remote(url, api_key=api_key or os.environ.get("VLA_API_KEY", ""), send=send)
+    if not found.horizon and any(name in FROM_DATA for name in against):
+        raise SettingsError("the server does not say how long its chunks are", field="--against",
+                            fix="leave out mean-action and nearest")  # fmt: skip
+    return found
 
 
 def main(argv: list[str]) -> int:

@@ -146,7 +146,7 @@ def evaluate(
         episodes=tuple(done[i] for i in range(episodes)),
         seconds=time.perf_counter() - began,
         pictures=pictures,
-        digest=getattr(getattr(policy, "model", None), "digest", ""),
+        digest=getattr(getattr(policy, "model", policy), "digest", ""),
     )
 
 
