@@ -120,7 +120,7 @@ def test_what_is_installed_is_this_checkout(path):
 
 def test_no_test_folder_is_a_package():
     """With --import-mode=importlib an __init__.py beside tests makes pytest register plugins twice."""
-    assert not [p for p in ROOT.glob("**/tests/__init__.py") if ".venv" not in p.parts]
+    assert not [p for p in ROOT.glob("**/tests/__init__.py") if not any(x.startswith(".venv") for x in p.parts)]
 
 
 def test_test_files_of_one_folder_kind_have_telling_names():
