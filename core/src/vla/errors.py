@@ -19,6 +19,7 @@ class VlaError(Exception):
 
     def __init__(self, what: str, *, field: str = "", got: Any = _ABSENT, expected: Any = _ABSENT, fix: str = ""):
         self.what, self.field, self.fix = what, field, fix
+        self.got, self.expected = got, expected  # to say the same with more words
         lines = [what]
         if field:
             lines.append(f"  field:    {field}")

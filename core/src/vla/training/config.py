@@ -17,7 +17,7 @@ from vla.settings import structure
 SCHEDULES = ("cosine", "rsqrt", "constant")
 # Fields that do not change what is learned: a run may be resumed with other values.
 FREE = (
-    *("steps", "device", "compile", "distributed", "workers", "prefetch", "cache_gb", "max_bad_steps"),
+    *("steps", "device", "compile", "distributed", "workers", "prefetch", "cache_gb", "max_bad_steps", "skip_bad"),
     *("log_every", "save_every", "keep_last", "keep_every", "val_every", "val_batches", "progress", "listeners"),
 )
 # Unset fields whose value follows from `steps`; a resumed run keeps the plan it began with.
@@ -114,6 +114,8 @@ class TrainConfig:
         val_every: steps between validations; 0 validates at the end only.
         val_batches: batches per validation.
         max_bad_steps: stop after this many steps in a row whose loss or gradient is not finite.
+        skip_bad: share of the frames that may turn out unreadable: they are reported, counted and left out, and others
+            stand in for them, the same whenever a step is made again. 0: the first one ends the run.
         workers: threads that prepare batches. 0: chosen by the number of cores.
         prefetch: batches prepared ahead.
         cache_gb: memory for prepared samples; a sample in it is decoded, resized and tokenised once only.
@@ -159,6 +161,7 @@ class TrainConfig:
     val_every: int = 0
     val_batches: int = 4
     max_bad_steps: int = 10
+    skip_bad: float = 0.0
     workers: int = 0
     prefetch: int = 4
     cache_gb: float = 2.0
@@ -199,10 +202,13 @@ class TrainConfig:
         for name in ("lr", "lr_timescale"):
             if not getattr(self, name) > 0:
                 raise SettingsError("must be positive", field=f"train.{name}", got=getattr(self, name), expected="> 0")
-        for name in ("beta1", "beta2", "ema_decay"):
+        for name, what in (
+            *((name, "a decay") for name in ("beta1", "beta2", "ema_decay")),
+            ("skip_bad", "a share of the frames"),
+        ):
             if not 0 <= getattr(self, name) < 1:
                 raise SettingsError(
-                    "a decay lies in [0, 1)", field=f"train.{name}", got=getattr(self, name), expected="[0, 1)"
+                    f"{what} lies in [0, 1)", field=f"train.{name}", got=getattr(self, name), expected="[0, 1)"
                 )
         for name, known in (
             ("framework", ("torch", "jax")),

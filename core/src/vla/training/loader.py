@@ -16,15 +16,16 @@ from os import cpu_count
 from typing import Any
 
 import numpy as np
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from vla.contracts import Actions, Observation, observation_from, pack, trim_prompt
 from vla.draws import training_draws
 from vla.errors import DataError
 from vla.training.augment import augment
 from vla.training.augment import draws as augment_draws
+from vla.training.bad_frames import TRIES, unusable
 from vla.training.config import TrainConfig
-from vla.training.order import generator, mixture, sample_ids
+from vla.training.order import generator, mixture, sample_ids, stand_ins
 
 MicroBatch = tuple[Observation, Actions, Any]  # host arrays; the last are the head's draws
 
@@ -36,6 +37,7 @@ class Batch:
     step: int
     ids: np.ndarray  # dataset indices of the rows, [b]
     micro: tuple[MicroBatch, ...]
+    bad: Mapping[int, DataError] = field(factory=dict)  # frames that could not be used, for which others stand in
 
 
 class Samples:
@@ -54,6 +56,7 @@ class Samples:
         self.dataset, self.prepare, self.horizon = dataset, prepare, horizon
         self.room = cache_bytes
         self.kept: dict[int, dict[str, Any]] = {}
+        self.bad: dict[int, DataError] = {}  # decoded once, not at every epoch
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The model input of one frame.
@@ -64,19 +67,29 @@ class Samples:
         found = self.kept.get(index)
         if found is not None:
             return found
+        if index in self.bad:
+            raise self.bad[index]
+        try:
+            sample = self._read(index)
+        except DataError as error:
+            self.bad[index] = unusable(error, index, len(self.dataset))
+            raise self.bad[index] from error
+        size = _bytes(sample)
+        if size <= self.room:
+            self.room -= size
+            self.kept[index] = sample
+        return sample
+
+    def _read(self, index: int) -> dict[str, Any]:
         sample = dict(self.prepare(self.dataset.sample(index, self.horizon)))
         for key in ("state", "actions"):
             if key in sample and not np.isfinite(sample[key]).all():
                 dims = sorted({int(d) for d in np.argwhere(~np.isfinite(sample[key]))[:, -1]})
                 raise DataError(
                     "the data has NaN or infinite values",
-                    field=f"{key} of frame {index}, dims {dims}",
+                    field=f"{key}, dims {dims}",
                     fix="repair or drop this episode",
                 )
-        size = _bytes(sample)
-        if size <= self.room:
-            self.room -= size
-            self.kept[index] = sample
         return sample
 
 
@@ -119,8 +132,7 @@ class Loader:
     def batch(self, step: int) -> Batch:
         """The batch of a step, computed here and now."""
         c = self.config
-        ids = self.ids(step)[self.rows]
-        samples = [self.samples[int(i)] for i in ids]
+        ids, samples, bad = self.read(self.ids(step)[self.rows], step)
         if c.augment:
             drawn = augment_draws(c.seed, step, c.batch_size)[self.rows]
             samples = [{**s, "images": augment(s["images"], d)} for s, d in zip(samples, drawn, strict=True)]
@@ -133,7 +145,47 @@ class Loader:
         for i in range(c.accumulate):
             part = slice(i * share, (i + 1) * share)
             micro.append(self.micro_batch(samples[part], take(drawn, part)))
-        return Batch(step, ids, tuple(micro))
+        return Batch(step, ids, tuple(micro), bad)
+
+    def read(
+        self, ids: np.ndarray, step: int, pool: np.ndarray | None = None
+    ) -> tuple[np.ndarray, list[dict[str, Any]], dict[int, DataError]]:
+        """(ids, samples, bad frames): with a budget, others stand in for frames that cannot be used.
+
+        Args:
+            pool: where the others come from; None: the training frames, in a mixture those of the same dataset.
+
+        Raises:
+            DataError: a frame cannot be used and there is no budget, or all that might stand in are bad too.
+        """
+        out, samples, bad = ids.copy(), [], {}
+        for row, index in enumerate(map(int, ids)):
+            others = None
+            for attempt in range(TRIES + 1):
+                try:
+                    samples.append(self.samples[index])
+                    break
+                except DataError as error:
+                    bad[index] = error
+                    if not self.config.skip_bad or attempt == TRIES:
+                        raise
+                if others is None:
+                    those = self._like(index) if pool is None else pool
+                    others = those[stand_ins(self.config.seed, step, self.rows.start + row, len(those), TRIES)]
+                if attempt == len(others):
+                    raise bad[index]
+                index = int(others[attempt])
+            out[row] = index
+        return out, samples, bad
+
+    def _like(self, index: int) -> np.ndarray:
+        """The training frames of the dataset that a frame is of."""
+        start = 0
+        for size, _ in self.shares:
+            if index <= self.index[start + size - 1]:
+                return self.index[start : start + size]
+            start += size
+        return self.index
 
     def micro_batch(self, samples: Sequence[Mapping[str, Any]], drawn: Any) -> MicroBatch:
         """Stack samples; leave out absent cameras and the padding that all prompts share; list the target positions."""

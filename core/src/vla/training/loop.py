@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,9 +18,10 @@ from typing import Any
 
 from attrs import evolve
 
-from vla.errors import NotFiniteError, StoreError
+from vla.errors import DataError, NotFiniteError, StoreError
 from vla.store import check_finite
 from vla.training import checkpoints, lora
+from vla.training.bad_frames import allowed, over_budget
 from vla.training.config import TrainConfig, TrainingError, TrainResult
 from vla.training.loader import Loader, Samples
 from vla.training.metrics import FILE, Jsonl, Listener, Progress, check_listeners, open_listeners
@@ -181,6 +183,7 @@ class _Run:
         self.save_failure: StoreError | None = None
         self.last: dict[str, float] = {}
         self.bad_in_a_row = self.skipped = 0
+        self.bad_frames: set[int] = set(found.state.get("bad_frames", [])) if found else set()
         for text in notes:
             self.tell("note", {"step": self.start, "text": text})
 
@@ -197,12 +200,15 @@ class _Run:
         try:
             with _stop_requests() as stop:
                 for batch in self.loader.stream(self.start, c.steps):
+                    self._skip(step, batch.bad)
                     pending.append((step, self.engine.step(batch.micro, learning_rate(c, step), ema_decay(c, step))))
                     step += 1
                     log = step % c.log_every == 0 or step == c.steps
                     save = step % c.save_every == 0 or step == c.steps
                     if log or save or stop or not self.engine.reads_late:
                         self._read(pending)
+                    if log and self.config.skip_bad:
+                        self.last["bad_frames"] = len(self.bad_frames)
                     if log:
                         now, wait = time.perf_counter(), self.loader.waited
                         seconds = max(now - began, 1e-9)
@@ -264,9 +270,24 @@ class _Run:
                 )
         pending.clear()
 
+    def _skip(self, step: int, bad: Mapping[int, DataError]) -> None:
+        """Report and count frames that others stood in for; end the run when they are more than the budget."""
+        frames = len(self.prepared.train_index) + len(self.prepared.val_index)
+        for index, error in bad.items():
+            if index in self.bad_frames:
+                continue
+            self.bad_frames.add(index)
+            text = f"step {step}: others stand in for a frame: {error.what}: {error.field}: {error.got}"
+            self.tell("bad_frame", {"step": step, "frame": index, "text": text})
+            if self.rank:  # the listeners are with the first process
+                print(text, file=sys.stderr)
+            if len(self.bad_frames) > allowed(self.config.skip_bad, frames):
+                raise over_budget(self.bad_frames, error, self.config.skip_bad, frames)
+
     def _validate(self, step: int) -> None:
         assert self.validator is not None
         record = self.validator.run(self.engine)
+        self._skip(step, self.validator.bad)
         self.last |= {f"val_{k}": v for k, v in record.items() if isinstance(v, float)}
         self.tell("validation", {"step": step, **record})
 
@@ -279,7 +300,7 @@ class _Run:
             return
         for part in ("params", "ema"):  # such a checkpoint would push out the last good one
             check_finite(arrays.get(part, {}), f"{part} at step {step}")
-        state = {**self._record(), "variant": self.prepared.variant.to_toml()}
+        state = {**self._record(), "variant": self.prepared.variant.to_toml(), "bad_frames": sorted(self.bad_frames)}
         try:
             self.saved = checkpoints.save_checkpoint(self.out, step, arrays, state, self.prepared.write_assets)
             self.save_failure = None

@@ -1,7 +1,8 @@
 """Where the numbers of a run go: a JSONL file always, a progress line, and listeners asked for by name.
 
 A listener is a callable `(event: str, record: dict) -> None`. Events: `start`, `step`, `validation`, `bad_step`,
-`checkpoint`, `note`, `end`. Records hold plain values; numbers that are not finite become null in the file.
+`bad_frame`, `checkpoint`, `note`, `end`. Records hold plain values; numbers that are not finite become null in the
+file.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class Progress:
             self._say(f"validation at step {record['step']}: " + _line(record))
         elif event == "bad_step":
             self._say(f"step {record['step']} was not applied (loss or gradient not finite): {record['sample_ids']}")
-        elif event == "note":
+        elif event in ("note", "bad_frame"):
             self._say(str(record["text"]))
         elif event == "end" and self.live:
             self.bar.stop()

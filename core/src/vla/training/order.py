@@ -16,7 +16,16 @@ import numpy as np
 
 ROUNDS = 7
 # What a stream of numbers is for; streams of one seed are independent.
-PURPOSES = {"order": 0, "draws": 1, "augment": 2, "validation": 3, "weights": 4, "mixture": 5, "sample": 6}
+PURPOSES = {
+    "order": 0,
+    "draws": 1,
+    "augment": 2,
+    "validation": 3,
+    "weights": 4,
+    "mixture": 5,
+    "sample": 6,
+    "replace": 7,
+}
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -51,6 +60,13 @@ def sample_ids(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
     places = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.uint64)
     epoch, within = places // np.uint64(size), places % np.uint64(size)
     return permuted(within, size, _mix(_mix(np.uint64(seed % 2**64)) + epoch * _GOLDEN))
+
+
+def stand_ins(seed: int, step: int, row: int, size: int, count: int) -> np.ndarray:
+    """The samples that stand in, one after the other, for one of row `row` of step `step` that cannot be read."""
+    key = _mix(np.uint64(seed % 2**64) ^ np.uint64(PURPOSES["replace"]))
+    key = _mix(_mix(key + np.uint64(step % 2**64)) + np.uint64(row))
+    return permuted(np.arange(min(count, size)), size, int(key))
 
 
 def split_episodes(seed: int, episodes: int, held_out: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,7 @@ from vla.fitting import MisfitError
 from vla.registry import listed
 from vla.runs import checkpoint_state
 from vla.store import ASSETS, STATS, check_finite
+from vla.training.bad_frames import TRIES, unusable
 from vla.training.config import TrainConfig, TrainingError
 from vla.training.order import generator, split_episodes
 from vla.training.start import check_untrained, open_start, with_codec_for
@@ -124,7 +125,7 @@ def prepare(
     if tokenizer.codec is not None and not is_fitted(tokenizer):
         tokenizer = _fitted(variant, dataset, stats, tokenizer, train_index, config, note)
     group = build_group(variant, stats=stats, tokenizer=tokenizer)
-    cameras = _probe(variant, dataset, group, collate, tokenizer, int(train_index[0]))
+    cameras = _probe(variant, group, collate, _first_good(dataset, variant, train_index, config))
     val_index = _frames(dataset, val_episodes)
     digest, shares = dataset.digest(), mixture_shares(dataset, train_index)
     return Prepared(
@@ -325,12 +326,22 @@ def _fitted(
     return tokenizer.fit(normalised_chunks(variant, dataset, stats, chosen))
 
 
-def _probe(variant: Variant, dataset: Any, group: Any, collate: Any, tokenizer: Any, index: int) -> tuple[str, ...]:
+def _first_good(dataset: Any, variant: Variant, index: np.ndarray, config: TrainConfig) -> dict[str, Any]:
+    """The first raw sample that can be read; without a budget for bad frames that is the first of all."""
+    for i in index[:: max(1, len(index) // TRIES)] if config.skip_bad else index[:1]:
+        try:
+            return dataset.sample(int(i), variant.spec.action_horizon)
+        except DataError as error:
+            last = unusable(error, int(i), len(dataset))
+    raise last
+
+
+def _probe(variant: Variant, group: Any, collate: Any, raw: dict[str, Any]) -> tuple[str, ...]:
     """Send one real frame all the way: what is missing or misshapen shows here and not in a worker at step 1.
 
     Gives the cameras it has.
     """
-    sample = group.inputs(dataset.sample(index, variant.spec.action_horizon))
+    sample = group.inputs(raw)
     batch = collate([sample])
     vocab = variant.parts["backbone"].offers.get("vocab_size")
     check_observation(observation_from(batch), variant.spec, vocab)

@@ -9,7 +9,7 @@ import numpy as np
 
 from vla.contracts import Observation
 from vla.draws import sampling_noise, training_draws
-from vla.errors import DecodeError
+from vla.errors import DataError, DecodeError
 from vla.training.config import TrainConfig
 from vla.training.loader import Loader, without_targets
 from vla.training.order import generator, permuted
@@ -21,6 +21,7 @@ class Validator:
 
     def __init__(self, loader: Loader, prepared: Prepared, config: TrainConfig):
         self.loader, self.prepared, self.config = loader, prepared, config
+        self.bad: dict[int, DataError] = {}  # frames of the last run that could not be used
         self.gives = prepared.variant.parts["head"].offers.get("gives")
 
     def run(self, engine: Any) -> dict[str, Any]:
@@ -28,12 +29,14 @@ class Validator:
         p, c = self.prepared, self.config
         size = min(c.batch_size, len(p.val_index))
         sums: dict[str, float] = {}
+        self.bad: dict[int, DataError] = {}
         errors, failures, count = [], 0, max(1, min(c.val_batches, len(p.val_index) // size))
         order = p.val_index[permuted(np.arange(len(p.val_index)), len(p.val_index), c.seed & (2**63 - 1))]
         head, spec = p.variant.parts["head"], p.variant.spec
         for b in range(count):
             ids = order[b * size : (b + 1) * size]
-            samples = [self.loader.samples[int(i)] for i in ids]
+            _, samples, bad = self.loader.read(ids, b, p.val_index)
+            self.bad |= bad
             drawn = training_draws(head, spec, size, generator(c.seed, "validation", b))
             obs, actions, drawn = self.loader.micro_batch(samples, drawn)
             for name, value in engine.evaluate(obs, actions, drawn).items():

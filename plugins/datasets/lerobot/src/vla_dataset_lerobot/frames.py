@@ -299,13 +299,13 @@ class ImageColumns:
     def __setstate__(self, state: tuple[Meta, Groups, int]) -> None:
         self.__init__(*state)
 
-    def frame(self, key: str, row: int, what: str) -> np.ndarray:
-        """uint8 [h w 3] of a row of all files; `what` is for messages.
+    def frame(self, key: str, row: int, what: str, way_out: str) -> np.ndarray:
+        """uint8 [h w 3] of a row of all files; `what` and `way_out` are for messages.
 
         Raises:
             DataError: it cannot be decoded, or has more than 8 bits a channel.
         """
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         group = int(np.searchsorted(self._groups.starts, row, side="right")) - 1
         data = self._column(group, key)[row - int(self._groups.starts[group])]
@@ -322,8 +322,9 @@ class ImageColumns:
                     )  # fmt: skip
                 return np.asarray(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError) as error:
-            raise DataError("an image cannot be decoded", field=f"{file}: {key} of {what}", got=str(error)[:160],
-                            fix="drop or repair this episode") from error  # fmt: skip
+            got = "no image of a known format" if isinstance(error, UnidentifiedImageError) else str(error)[:160]
+            raise DataError("an image cannot be decoded", field=f"{file}: {key} of {what}", got=got,
+                            fix=advice("repair this episode", way_out)) from error  # fmt: skip
 
     def _column(self, group: int, key: str) -> pa.Array:
         with self._lock:

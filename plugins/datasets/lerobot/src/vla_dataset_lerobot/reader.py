@@ -154,12 +154,13 @@ class LeRobotDataset:
 
     def _image(self, name: str, index: int, episode: int) -> np.ndarray:
         key, number = self._cameras[name], self._meta.numbers[episode]
+        way_out = leave_out([number], len(self.episodes))
         where = f"frame {index - self.episodes[episode].start} of episode {number}"
         if self._kinds[name] == "image":
-            return self._images.frame(key, int(self._rows[index]), where)
+            return self._images.frame(key, int(self._rows[index]), where, way_out)
         clip = self._clips[name][episode]
         seconds = clip.start + clip.pace * float(self._times[index])
-        return self._videos.frame(clip.path, seconds, f"camera {name!r}, {where}")
+        return self._videos.frame(clip.path, seconds, f"camera {name!r}, {where}", way_out)
 
     def _prompt(self, index: int) -> str:
         return self.settings.prompt if self._task_of is None else self._texts[int(self._task_of[index])]

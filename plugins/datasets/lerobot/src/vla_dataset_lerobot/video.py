@@ -16,6 +16,7 @@ from attrs import frozen
 from av.video.reformatter import VideoReformatter
 
 from vla.errors import DataError, SettingsError
+from vla_dataset_lerobot.choice import advice
 
 OPEN_FILES = 16  # per thread
 _of_parents: list[object] = []
@@ -119,8 +120,8 @@ class Videos:
     def __setstate__(self, state: tuple[float, str]) -> None:
         self.__init__(*state)
 
-    def frame(self, path: Path, seconds: float, what: str) -> np.ndarray:
-        """uint8 [h w 3]: the frame nearest to this time, at most half a frame away. `what` is for messages.
+    def frame(self, path: Path, seconds: float, what: str, way_out: str = "") -> np.ndarray:
+        """uint8 [h w 3]: the frame nearest to this time, at most half a frame away; `what`, `way_out`: for messages.
 
         Raises:
             DataError: the file is missing or damaged, or has no frame at this time.
@@ -142,13 +143,12 @@ class Videos:
             if decoder is not None:
                 decoder.close()
                 decoders.pop(path, None)
-            fix = (
-                "it is a git-lfs pointer: run `git lfs pull`"
-                if _is_pointer(path)
-                else "copy the file again, or drop this episode"
-            )
+            fix = "it is a git-lfs pointer: run `git lfs pull`" if _is_pointer(path) else "copy the file again"
             raise DataError(
-                "a video is damaged", field=f"{path} ({what})", got=f"at {seconds:.3f} s: {error}"[:200], fix=fix
+                "a video is damaged",
+                field=f"{path} ({what})",
+                got=f"at {seconds:.3f} s: {error}"[:200],
+                fix=advice(fix, way_out),
             ) from error
 
     def _decoders(self) -> OrderedDict[Path, Decoder]:

@@ -54,9 +54,7 @@ class LeRobotWriter:
         self._cameras = {k: f["dtype"] for k, f in self.features.items() if f["dtype"] in ("image", "video")}
         self._vectors = [k for k in features if k not in self._cameras]
         self._stack = ExitStack()
-        self._folder = self._stack.enter_context(
-            atomic_folder(path, "dataset", overwrite=overwrite)
-        )
+        self._folder = self._stack.enter_context(atomic_folder(path, "dataset", overwrite=overwrite))
         self._data = _DataFiles(self._folder, frames_schema(self.features))
         self._videos: dict[str, VideoWriter] = {}
         self._frames: list[dict[str, Any]] = []
