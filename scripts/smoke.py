@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = ("torch", "jax", "flax", "optax")  # the versions of requirements-dev.txt, which every lane here uses
-TINY = "--steps 4 --batch-size 2 --log-every 2 --val-fraction 0"
+TINY = "--steps 4 --batch-size 2 --log-every 2 --val-episodes 0"
 
 # Verb, words, needs: "" nothing, "one" a framework (else exit status 2), "both" both of them.
 COMMANDS = (
@@ -32,12 +32,12 @@ COMMANDS = (
     ("doctor", "", ""),
     ("record", "--env tabletop --preset tiny --episodes 3 --out data", ""),
     ("stats", "data", ""),
-    ("tokenizer", "fit data --out words", ""),
-    ("tokenizer", "bench data", ""),
+    ("tokenizer", "fit data --horizon 10 --out words", ""),
+    ("tokenizer", "bench data --tokenizer fast", ""),
     ("new", "head smoke-head", ""),
     ("train", "mine --data data --out first --framework {framework} " + TINY, "one"),
     ("sample", "first/model --data data --framework {framework}", "one"),
-    ("eval", "first/model --env tabletop --preset tiny --episodes 2 --framework {framework} --num-workers 0", "one"),
+    ("eval", "first/model --env tabletop --preset tiny --episodes 2 --framework {framework} --out report", "one"),
     ("train", "first/model --data data --out second --framework {framework} --lora.rank 2 " + TINY, "one"),
     ("merge", "first/model second/adapter --out merged", "one"),
     ("parity", "first/model", "both"),

@@ -32,6 +32,7 @@ from vla.tree import (
     find_part,
     make_spec,
     node_of,
+    overlay,
 )
 
 FORMAT = 1  # the `vla = 1` of a variant file
@@ -55,7 +56,10 @@ class Chosen:
         Raises:
             PartError: the plugin's own code fails.
         """
-        return self._ask("offers", self.part.offers, {slot: c.offers for slot, c in self.inner.items()})
+        offers = self._ask("offers", self.part.offers, {slot: c.offers for slot, c in self.inner.items()})
+        if self.part.layout is None:
+            return offers
+        return {"backbone_sees_experts": self.layout().backbone_sees_experts, **offers}
 
     def _ask(self, what: str, function: Any, inner: Mapping[str, Any]) -> Any:
         """Run a plugin's function of (settings, inner). A `VlaError` passes; anything else names the plugin."""
@@ -217,6 +221,9 @@ def build(
                 tree[slot] = node
                 swapped |= slot != "robot"  # pi05 on another arm is still pi05
     full = expand_tree(tree, preset)
+    for slot, value in named.items():
+        if isinstance(value, Mapping):
+            overlay(full[slot], value)
     if preset is not None:
         check_preset(preset, full)
         spec.update(SPEC_PRESETS.get(preset, {}))

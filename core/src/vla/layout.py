@@ -131,6 +131,12 @@ class Layout:
         return tuple(row.role for row in self.rows)
 
     @property
+    def backbone_sees_experts(self) -> bool:
+        """Whether a token of the backbone looks at an expert's: then neither can run before the other."""
+        seen = {look.role for row in self.rows if row.expert == BACKBONE for look in row.sees}
+        return any(self.row(role).expert != BACKBONE for role in seen)
+
+    @property
     def experts(self) -> tuple[str, ...]:
         """Expert names in order of first appearance."""
         return tuple(dict.fromkeys(row.expert for row in self.rows))

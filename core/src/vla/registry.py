@@ -150,6 +150,8 @@ def install_line(dist: str) -> str:
     if match is None:
         return f"pip install {dist}"
     folder = "backbones" if match[1] in ("vision", "llm") else f"{match[1]}s"
+    if match[2] == "hf" and folder == "backbones":
+        return f"pip install {dist}   (in a clone of vla: pip install ./plugins/{folder}/hf_{match[1]})"
     return f"pip install {dist}   (in a clone of vla: pip install ./plugins/{folder}/{match[2].replace('-', '_')})"
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,13 @@ def discretise_state(state: np.ndarray, bins: int = 256) -> np.ndarray:
     return np.digitize(state, np.linspace(-1, 1, bins + 1)[:-1]) - 1
 
 
-def _state_words(state: np.ndarray) -> str:
+def state_words(state: np.ndarray) -> str:
+    """The state as prompts write it: bin numbers between blanks."""
     return " ".join(map(str, discretise_state(state)))
 
 
-def _clean(prompt: str) -> str:
+def clean(prompt: str) -> str:
+    """An instruction as openpi writes it into a prompt: stripped, on one line, blanks for underscores."""
     return prompt.strip().replace("_", " ").replace("\n", " ")
 
 
@@ -68,12 +70,12 @@ class Prompt:
 PROMPTS: dict[str, Prompt] = {
     p.name: p
     for p in (
-        Prompt("pi0", False, lambda text, state: (_clean(text), "\n")),
-        Prompt("pi05", True, lambda text, state: (f"Task: {_clean(text)}, State: {_state_words(state)};\nAction: ",)),
+        Prompt("pi0", False, lambda text, state: (clean(text), "\n")),
+        Prompt("pi05", True, lambda text, state: (f"Task: {clean(text)}, State: {state_words(state)};\nAction: ",)),
         Prompt(
             "fast",
             True,
-            lambda text, state: (f"Task: {text.lower().strip().replace('_', ' ')}, State: {_state_words(state)};\n",),
+            lambda text, state: (f"Task: {text.lower().strip().replace('_', ' ')}, State: {state_words(state)};\n",),
         ),
     )
 }
@@ -89,9 +91,10 @@ class Tokenizer:
     def __init__(self, text: TextTokenizer, codec: ActionCodec | None, prompt: str, id_map: IdMap | None, max_len: int):
         self.text, self.codec, self.max_len = text, codec, max_len
         self.id_map = id_map or IdMap(text.vocab_size, np.zeros(0, np.int32))
-        if prompt not in PROMPTS:
-            raise SettingsError("no such prompt format", field="tokenizer.prompt", got=prompt, expected=list(PROMPTS))
         self._format = prompt
+        if prompt not in self.formats:
+            known = list(self.formats)
+            raise SettingsError("no such prompt format", field="tokenizer.prompt", got=prompt, expected=known)
         self.vocab_size = text.vocab_size
         self._warned = False
         if codec is None:
@@ -118,7 +121,12 @@ class Tokenizer:
     @property
     def prompt(self) -> Prompt:
         """The prompt format; looked up, so that a tokenizer can be sent to worker processes."""
-        return PROMPTS[self._format]
+        return self.formats[self._format]
+
+    @property
+    def formats(self) -> Mapping[str, Prompt]:
+        """Prompt formats by name: openpi's, and those that the text tokenizer brings (`formats`)."""
+        return {**PROMPTS, **getattr(self.text, "formats", {})}
 
     @property
     def fitted(self) -> bool:

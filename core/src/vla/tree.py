@@ -172,7 +172,7 @@ def apply_sets(sets: Mapping[str, Any], tree: Tree, spec: Tree, preset: str | No
                     table = {**node[key], **value}
                 new = node_of(value if table is None else table, path)
                 if new["part"] != node[key]["part"] or table is not None:
-                    node[key] = expand(kind, new, path, preset)
+                    node[key] = overlay(expand(kind, new, path, preset), new)
                     swapped = True
             elif key in part.slots:
                 kind = part.slots[key][0]
@@ -189,6 +189,17 @@ def apply_sets(sets: Mapping[str, Any], tree: Tree, spec: Tree, preset: str | No
                 known += [f"{here}.{p}" for p in _known({s: node[s] for s in part.slots}, part)]
                 raise unknown_key(f"{here}.{key}", known, _known(tree))
     return swapped
+
+
+def overlay(node: Tree, given: Mapping[str, Any]) -> Tree:
+    """What a table says that the user gave wins over a preset that was asked for beside it, at every depth."""
+    for key, value in given.items():
+        if isinstance(node.get(key), dict):
+            if isinstance(value, Mapping):
+                overlay(node[key], value)
+        elif key in node and key not in ("part", "from"):
+            node[key] = value
+    return node
 
 
 def _known(tree: Tree, owner: Part | None = None) -> list[str]:

@@ -38,7 +38,8 @@ def build(
         name: the name in the file.
         out: a folder to write variant.toml into; with --init a model directory.
         init: also make weights: those of a model directory or run (with --base of the same, what may change is what
-            `vla train MODEL --set` may change), or paligemma:PATH, which fills the backbone and makes the rest anew.
+            `vla train MODEL --set` may change), or paligemma:PATH, which fills the backbone, or transformers:PATH,
+            which fills the parts `hf` of it; the rest is made anew.
         reinit: weights of the model to make anew, by names or beginnings of names; may be repeated.
         seed: of the new weights.
         overwrite: with --init, replace a model directory that is there.

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     from vla.interop.paligemma import Start
 
-SOURCES = {"paligemma": "vla.interop.paligemma:read_paligemma"}
+SOURCES = {
+    "paligemma": "vla.interop.paligemma:read_paligemma",
+    "transformers": "vla.interop.transformers:read_transformers",
+}
 
 
 def starting_weights(variant: Any, init: str, seed: int = 0) -> tuple[dict[str, np.ndarray], Start]:
@@ -23,7 +26,7 @@ def starting_weights(variant: Any, init: str, seed: int = 0) -> tuple[dict[str, 
 
     Args:
         variant: a `vla.compose.Variant`.
-        init: "paligemma:PATH".
+        init: "paligemma:PATH" or "transformers:PATH".
         seed: of the fresh weights.
 
     Raises:

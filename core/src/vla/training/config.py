@@ -23,9 +23,6 @@ FREE = (
 # Unset fields whose value follows from `steps`; a resumed run keeps the plan it began with.
 PLANNED = ("lr_warmup", "lr_decay_steps", "lr_final")
 
-# The attention and the MLP of every expert, as LLM cores name them.
-LLM_LINEARS = tuple(f"backbone.llm.layers.*.{name}" for name in ("[qkvo]", "gate", "up", "down"))
-
 
 class TrainingError(VlaError):
     """A run cannot start, go on, or be resumed."""

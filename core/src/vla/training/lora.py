@@ -27,7 +27,7 @@ from vla.errors import SettingsError, StoreError
 from vla.layout import BACKBONE
 from vla.params import Row, cover, shapes, table
 from vla.reading import read_json, reading
-from vla.training.config import LLM_LINEARS, TrainConfig
+from vla.training.config import TrainConfig
 from vla.training.freezing import under
 from vla.training.order import generator
 
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 FOLDER, WEIGHTS, FACTS = "adapter", "adapter.safetensors", "adapter.json"
 KIND = "adapter"  # of the folder, in its manifest
+
+
+# Without `lora.on`: every linear of the LLM core's layers, of every expert; not the modulations, which are small.
+LLM_LAYERS = "backbone.llm.layers."
 
 
 @frozen
@@ -74,7 +78,9 @@ def adapters_of(variant: Variant | None, config: TrainConfig) -> tuple[Adapter, 
         return ()
     rows = table(variant)
     linears = [row for row in rows if is_linear(row)]
-    chosen = {row.torch for pattern in config.lora.on or LLM_LINEARS for row in _matching(pattern, linears, rows, "on")}
+    chosen = {row.torch for pattern in config.lora.on for row in _matching(pattern, linears, rows, "on")}
+    if not config.lora.on:
+        chosen = {row.torch for row in linears if row.torch.startswith(LLM_LAYERS) and ".modulation." not in row.torch}
     rank = dict.fromkeys(chosen, config.lora.rank)
     for pattern, other in config.lora.exceptions():
         hit = [row.torch for row in _matching(pattern, linears, rows, "ranks") if row.torch in chosen]

@@ -1,0 +1,5 @@
+from vla.testing import TokenizerConformance
+
+
+class TestHuggingFace(TokenizerConformance):
+    name = "hf"
