@@ -63,20 +63,22 @@ class Answer:
 
 def ask(hook: str, **arguments: Any) -> list[Answer]:
     """Call one hook on every listener; a listener that has no such hook says nothing."""
-    answers = []
-    for item in registry.listed(registry.HOOKS):
-        try:
-            manager = pluggy.PluginManager("vla")
-            manager.add_hookspecs(_specs())
-            manager.register(item.load(), item.name)
-            manager.check_pending()
-            answers += [Answer(item.name, value) for value in getattr(manager.hook, hook)(**arguments)]
-        except PartError as error:
-            answers.append(Answer(item.name, problem=error.what))
-        except Exception as error:  # other people's code: it must cost only its own word
-            reason = f"{type(error).__name__}: {error}"
-            answers.append(Answer(item.name, problem=f"hooks {item.name!r} ({item.source}) fail in {hook}: {reason}"))
-    return answers
+    return [answer for item in registry.listed(registry.HOOKS) for answer in ask_one(item, hook, **arguments)]
+
+
+def ask_one(item: Any, hook: str, **arguments: Any) -> list[Answer]:
+    """Call one hook on one listener, as the registry lists it."""
+    try:
+        manager = pluggy.PluginManager("vla")
+        manager.add_hookspecs(_specs())
+        manager.register(item.load(), item.name)
+        manager.check_pending()
+        return [Answer(item.name, value) for value in getattr(manager.hook, hook)(**arguments)]
+    except PartError as error:
+        return [Answer(item.name, problem=error.what)]
+    except Exception as error:  # other people's code: it must cost only its own word
+        reason = f"{type(error).__name__}: {error}"
+        return [Answer(item.name, problem=f"hooks {item.name!r} ({item.source}) fail in {hook}: {reason}")]
 
 
 def findings(variant: Any) -> list[Finding]:

@@ -96,7 +96,8 @@ def open_checkpoint(folder: Path, *, verify: bool = True) -> ModelDir:
     variant, state = checkpoint_variant(folder), dict(checkpoint_state(folder))
     stats = load_stats(folder / STATS) if (folder / STATS).is_file() else None
     tokenizer = open_tokenizer(variant.parts["tokenizer"], variant.spec, folder / ASSETS)
-    record = {"steps": state.pop("step"), **{key: value for key, value in state.items() if key != "variant"}}
+    apart = ("variant", "loop")
+    record = {"steps": state.pop("step"), **{key: value for key, value in state.items() if key not in apart}}
 
     def read() -> dict[str, np.ndarray]:
         from vla.store import read_weights

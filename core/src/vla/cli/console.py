@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 
@@ -32,7 +33,8 @@ def call(
 
 def note(text: str) -> None:
     """A line for the person, not for the pipe."""
-    print(text, file=sys.stderr)
+    with suppress(OSError):  # the terminal is gone (SIGHUP)
+        print(text, file=sys.stderr)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:

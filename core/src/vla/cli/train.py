@@ -92,7 +92,7 @@ def train(
 
 
 def main(argv: list[str]) -> int:
-    """The verb. Exit status: 0 done, 130 or 143 stopped by a signal (and saved)."""
+    """The verb. Exit status: 0 done, 128 + its number when stopped by a signal (and saved)."""
     # Before PyTorch starts its threads: waiting threads that sleep instead of spinning. On two cores with busy
     # neighbours a step of the tiny KI policy took 0.6 s instead of 1.5 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -18,13 +18,14 @@ from typing import Any
 
 from attrs import evolve
 
-from vla.errors import DataError, NotFiniteError, StoreError
+from vla.errors import DataError, NotFiniteError, StoreError, VlaError
+from vla.reading import reading
 from vla.store import check_finite
 from vla.training import checkpoints, lora
 from vla.training.bad_frames import allowed, over_budget
 from vla.training.config import TrainConfig, TrainingError, TrainResult
 from vla.training.loader import Loader, Samples
-from vla.training.metrics import FILE, Jsonl, Listener, Progress, check_listeners, open_listeners
+from vla.training.metrics import FILE, WALL_CLOCK, Jsonl, Listener, Progress, check_listeners, open_listeners, plain
 from vla.training.prepare import Prepared, prepare
 from vla.training.run_folder import MODEL, check_folder, check_same_run, clear
 from vla.training.saved_run import SavedRun, read_run, save_run
@@ -168,32 +169,55 @@ class _Run:
             samples, prepared.train_index, prepared.variant, config, prepared.collate, rows, prepared.shares
         )
         self.validator = Validator(self.loader, prepared, config) if len(prepared.val_index) else None
+        self.metrics: Jsonl | None = None
         self.listeners: list[Listener] = []
         self.progress: Progress | None = None
         if rank == 0:
-            self.listeners = [
-                Jsonl(out / FILE, self.start),
-                *open_listeners(config.listeners, out, config.to_dict()),
-                *listeners,
-            ]
+            self.metrics = Jsonl(out / FILE, self.start)
+            self.listeners = [*open_listeners(config.listeners, out, config.to_dict()), *listeners]
             if config.progress:
                 self.progress = Progress(config.steps, self.start, prepared.variant.name)
                 self.listeners.append(self.progress)
         self.saved: Path | None = found.folder if found else None
-        self.save_failure: StoreError | None = None
-        self.last: dict[str, float] = {}
+        self.save_failure: VlaError | OSError | None = None
+        self.left: set[str] = set()  # old checkpoints that stay because not all of them is ours
+        self.last: dict[str, Any] = {}
         self.bad_in_a_row = self.skipped = 0
         self.bad_frames: set[int] = set(found.state.get("bad_frames", [])) if found else set()
+        if found is not None:
+            with reading("the state of a checkpoint is damaged", found.folder / checkpoints.STATE):
+                before = found.state.get("loop", {})
+                self.last, self.bad_in_a_row = dict(before.get("last", {})), int(before.get("bad_in_a_row", 0))
         for text in notes:
             self.tell("note", {"step": self.start, "text": text})
 
     def tell(self, event: str, record: Mapping[str, Any]) -> None:
-        for listener in self.listeners:
-            listener(event, record)
+        """Tell all listeners. One that fails is reported and told no more; training goes on."""
+        problems = [self.metrics(event, record)] if self.metrics else []
+        for listener in list(self.listeners):
+            try:
+                listener(event, record)
+            except Exception as error:
+                self.listeners.remove(listener)
+                if listener is self.progress:
+                    self.progress = None
+                name = getattr(listener, "__qualname__", None) or type(listener).__qualname__
+                problems.append(f"a listener failed and is told no more: {name}: {type(error).__name__}: {error}")
+        for problem in filter(None, problems):
+            self.warn(record["step"], problem)
+
+    def warn(self, step: int, text: str) -> None:
+        """Say what a person has to know, with or without a progress line."""
+        if self.progress is None:
+            with suppress(OSError, ValueError):  # a terminal that is gone
+                print(text, file=sys.stderr, flush=True)
+        self.tell("note", {"step": step, "text": text})
 
     def go(self) -> TrainResult:
         c = self.config
         self.tell("start", {"step": self.start, "config": c.to_dict(), **self.prepared.facts()})
+        if self.saved and (self.start % c.save_every == 0 or self.start == c.steps):
+            self.tell("checkpoint", {"step": self.start, "folder": str(self.saved)})
         step = self.start
         pending: list[tuple[int, Mapping[str, Any]]] = []
         since, began, waited = step, time.perf_counter(), self.loader.waited
@@ -233,21 +257,26 @@ class _Run:
                         self._save(step)
                     if halt:
                         break
+                if self.validator and step == c.steps:
+                    self._validate(step)
+                interrupted = step < c.steps
+                if not interrupted and self.start == 0 and self.skipped == step:
+                    raise NotFiniteError(
+                        "no step of this run could be applied, and no model is written: no loss or gradient was finite",
+                        field="train.steps", got=step, fix="look at the data and the first weights, or lower --lr",
+                    )  # fmt: skip
+                model = None if interrupted else self._export(step)
         except BaseException as error:
             self._rescue(step, error)
             raise
-        if self.validator and step == c.steps:
-            self._validate(step)
-        interrupted = step < c.steps
-        if not interrupted and self.start == 0 and self.skipped == step:
-            raise NotFiniteError(
-                "no step of this run could be applied, and no model is written: every loss or gradient was not finite",
-                field="train.steps", got=step, fix="look at the data and the weights it began with, or lower --lr",
-            )  # fmt: skip
-        model = None if interrupted else self._export(step)
         self.tell("end", {"step": step, "interrupted": interrupted})
-        if self.save_failure is not None and self.saved is None:
-            raise self.save_failure
+        if self.save_failure is not None:
+            raise StoreError(
+                "the last checkpoint could not be written, and the newest is older",
+                field=str(checkpoints.checkpoint_folder(self.out, step)),
+                got=f"newest: {self.saved or 'none'}" + (f"; the model is in {model}" if model else ""),
+                fix=f"{self.save_failure}\n  then go on with --resume" if self.saved else str(self.save_failure),
+            ) from self.save_failure
         return TrainResult(self.out, step, interrupted, model, self.saved, dict(self.last), stop[0] if stop else None)
 
     def _read(self, pending: list[tuple[int, Mapping[str, Any]]]) -> None:
@@ -301,14 +330,26 @@ class _Run:
         for part in ("params", "ema"):  # such a checkpoint would push out the last good one
             check_finite(arrays.get(part, {}), f"{part} at step {step}")
         state = {**self._record(), "variant": self.prepared.variant.to_toml(), "bad_frames": sorted(self.bad_frames)}
+        last = {name: value for name, value in self.last.items() if name not in WALL_CLOCK}
+        state["loop"] = {"last": plain(last), "bad_in_a_row": self.bad_in_a_row}
+        if self.metrics:
+            self.metrics.sync()
         try:
             self.saved = checkpoints.save_checkpoint(self.out, step, arrays, state, self.prepared.write_assets)
-            self.save_failure = None
-            checkpoints.prune(self.out, self.config.keep_last, self.config.keep_every)
-            self.tell("checkpoint", {"step": step, "folder": str(self.saved)})
-        except StoreError as error:
+        except (VlaError, OSError) as error:
             self.save_failure = error
-            self.tell("note", {"step": step, "text": f"no checkpoint at step {step}; training goes on\n{error}"})
+            self.warn(step, f"no checkpoint at step {step}; training goes on\n{error}")
+            return
+        self.save_failure = None
+        self.tell("checkpoint", {"step": step, "folder": str(self.saved)})
+        try:
+            left = checkpoints.prune(self.out, self.config.keep_last, self.config.keep_every)
+        except OSError as error:
+            left = {str(error.filename or self.out): error.strerror or str(error)}
+        for path, why in left.items():
+            if path not in self.left:
+                self.warn(step, f"an old checkpoint stays: {path}: {why}")
+        self.left |= left.keys()
 
     def _record(self) -> dict[str, Any]:
         """Plain facts of the run, for checkpoints and for the model."""
@@ -321,8 +362,10 @@ class _Run:
         alone = self.world == 1  # other processes would wait for a step that we do not make
         theirs = isinstance(error, Exception) and not isinstance(error, TrainingError | NotFiniteError)
         if alone and theirs and step > self.start:
-            with suppress(NotFiniteError):
+            try:
                 self._save(step)
+            except Exception as second:  # it may be the device that failed; the first error is the one to show
+                self.warn(step, f"no checkpoint at step {step}: {type(second).__name__}: {second}")
         self.tell(
             "end",
             {
@@ -371,18 +414,23 @@ def _engine(prepared: Prepared, config: TrainConfig, world: int) -> Any:
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """A list that gets the signal number when Ctrl-C or SIGTERM asks to stop; a second one acts at once."""
+    """A list that gets the number of a signal that asks to stop.
+
+    Ctrl-C, SIGTERM, SIGHUP (the terminal is gone), SIGUSR1 (Slurm: the time is almost up). The same one a second time
+    acts at once; another may follow meanwhile, as SIGTERM does when the time is up.
+    """
     asked: list[int] = []
     before: dict[int, Any] = {}
 
     def ask(number: int, frame: Any) -> None:
         asked.append(number)
-        for n, handler in before.items():
-            signal.signal(n, handler)
+        signal.signal(number, before[number])
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, ask)
+        for number in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")):
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup's stays
+                before[number] = signal.getsignal(number)
+                signal.signal(number, ask)
     except ValueError:  # not the main thread: whoever runs us handles signals
         before.clear()
     try:

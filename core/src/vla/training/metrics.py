@@ -8,23 +8,26 @@ file.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from vla import hooks, registry
-from vla.errors import SettingsError, StoreError
+from vla.errors import PartError, SettingsError, StoreError
 from vla.files import open_own, write_text
 from vla.reading import MB, parse_json, read_text
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 FILE = "metrics.jsonl"
 MOST_METRICS = 1024 * MB
+WALL_CLOCK = ("samples_per_s", "data_wait", "seconds_left")  # what two runs of the same steps need not agree on
 
 
 def check_metrics(path: Path) -> None:
@@ -44,28 +47,80 @@ def check_metrics(path: Path) -> None:
 
 
 class Jsonl:
-    """One JSON object a line; a resumed run first forgets the lines beyond the step it resumes from."""
+    """One JSON object a line. The file of a resumed run becomes that of a run which nobody interrupted.
+
+    Apart from that one's are then only the fields in `WALL_CLOCK`, the path in `checkpoint` when the run has moved, and
+    a `start` or `note` that says something new. A full disk costs no record while the process lives: what could not be
+    written waits in memory and goes with the next one.
+    """
 
     def __init__(self, path: Path, resume_step: int):
         self.path = path
-        kept = []
-        if path.exists() and resume_step:
-            for line in read_text(path, MOST_METRICS).splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue  # a line cut short by a kill
-                if record.get("step", 0) <= resume_step and record.get("event") != "end":
-                    kept.append(line)
-        write_text(path, "".join(line + "\n" for line in kept))
+        lines = _until(path, resume_step) if resume_step and path.exists() else []
+        self.said = {_words(json.loads(line)) for line in lines}
+        write_text(path, "".join(line + "\n" for line in lines), "the records of the run")
         self.file = open_own(path)
+        self.waiting: deque[str] = deque(maxlen=100_000)
+        self.failing = False
 
-    def __call__(self, event: str, record: Mapping[str, Any]) -> None:
-        """Append one record."""
-        self.file.write(json.dumps({"event": event, **_plain(record)}, allow_nan=False) + "\n")
-        self.file.flush()
-        if event == "end":
+    def __call__(self, event: str, record: Mapping[str, Any]) -> str:
+        """Append one record; gives what to tell a person when that fails and did not before, else ""."""
+        if self.file.closed:  # after `end`
+            return ""
+        line = {"event": event, **plain(record)}
+        if event not in ("start", "note") or _words(line) not in self.said:
+            self.waiting.append(json.dumps(line, allow_nan=False) + "\n")
+        problem = self._write()
+        last = event == "end"
+        if last:
             self.file.close()
+        if not problem or (self.failing and not last):
+            self.failing = bool(problem)
+            return ""
+        self.failing = True
+        rest = f"{len(self.waiting)} records are lost" if last else "records wait in memory until they can"
+        return f"{self.path} cannot be written ({problem}); {rest}"
+
+    def sync(self) -> None:
+        """Bring what was written to the disk: a checkpoint is about to say that its step was made."""
+        with suppress(OSError):  # said by the next record, which cannot be written either
+            os.fsync(self.file.fileno())
+
+    def _write(self) -> str:
+        handle, whole = self.file.fileno(), 0
+        try:
+            whole = os.fstat(handle).st_size
+            data = "".join(self.waiting).encode()
+            while data:
+                data = data[os.write(handle, data) :]
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(handle, whole)  # no half line
+            return error.strerror or str(error)
+        self.waiting.clear()
+        return ""
+
+
+def _until(path: Path, step: int) -> list[str]:
+    """The lines that were written before the checkpoint of `step`; its own is written again."""
+    lines: list[str] = []
+    for line in read_text(path, MOST_METRICS).splitlines():
+        try:
+            record = json.loads(line)
+            event, at = record["event"], int(record["step"])
+        except (ValueError, TypeError, LookupError):
+            continue  # a line cut short by a kill
+        if (event, at) == ("checkpoint", step):
+            break
+        # `bad_step` counts from 0, and is of the step that was being made
+        if at < step or (at == step and event not in ("bad_step", "end")):
+            lines.append(line)
+    return [line for line in lines if not line.startswith('{"event": "end"')]
+
+
+def _words(line: Mapping[str, Any]) -> str:
+    """A record without its step."""
+    return json.dumps({name: value for name, value in line.items() if name != "step"}, sort_keys=True)
 
 
 class Progress:
@@ -136,15 +191,13 @@ def check_listeners(names: tuple[str, ...]) -> None:
 def open_listeners(names: tuple[str, ...], out: Path, config: Mapping[str, Any]) -> list[Listener]:
     """The listeners asked for by name, and the installed hooks (`vla.hooks.vla_training`), if there are any."""
     found: list[Listener] = [LISTENERS[name][0](out, config) for name in names]
-    if registry.listed(registry.HOOKS):
-        found.append(_to_hooks)
-    return found
+    return found + [partial(_to_hook, item) for item in registry.listed(registry.HOOKS)]
 
 
-def _to_hooks(event: str, record: Mapping[str, Any]) -> None:
-    for answer in hooks.ask("vla_training", event=event, record=record):
+def _to_hook(item: Any, event: str, record: Mapping[str, Any]) -> None:
+    for answer in hooks.ask_one(item, "vla_training", event=event, record=record):
         if answer.problem:
-            logging.getLogger("vla.training").warning(answer.problem)
+            raise PartError(answer.problem)
 
 
 def read_metrics(out: str | Path, event: str = "step") -> list[dict[str, Any]]:
@@ -225,13 +278,14 @@ def _line(record: Mapping[str, Any]) -> str:
     return "  ".join(words)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: arrays as lists, numbers that are not finite as None."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, str | int | float | bool | None) else str(value)
