@@ -55,7 +55,7 @@ def test_every_contestant_meets_the_same_episodes(world, tmp_path, monkeypatch, 
         (["--against", "nearest", "--set", "data.preset=tiny"], "settings of data that is not named"),
         (["--against", "mean-action", "--data", "nowhere"], "nowhere"),
         (["--against", "luck"], "no such baseline"),
-        (["--against", "swapped", "--episodes", "1"], "no other scene"),
+        (["--against", "swapped", "--episodes", "1"], "given twice"),
         (["--num-workers", "-2"], "num_workers"),
     ],
 )
@@ -90,7 +90,8 @@ def test_the_command_of_the_documentation_with_a_model_folder(world, tmp_path, m
     words = shlex.split(command.replace("\\\n", ""))
     assert words[:3] == ["vla", "eval", "runs/demo/train/model"] and "nearest" in words and "--data" not in words
     words[2], words[words.index("--out") + 1] = str(world[0]), str(tmp_path / "report")
-    less = ["--set", "env.image_size=32", "--set", "env.max_steps=4", "--episodes", "2", "--num-workers", "0"]
+    words[words.index("--episodes") + 1] = "2"
+    less = ["--set", "env.image_size=32", "--set", "env.max_steps=4", "--num-workers", "0"]
     assert main([*words[1:], *less, "--json"]) == 0
     said = capsys.readouterr()
     assert f"demonstrations: {world[1]} (the model was trained on them)" in said.err

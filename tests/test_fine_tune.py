@@ -157,9 +157,8 @@ def test_a_run_goes_on_with_its_folder_alone(base, data, tmp_path, capsys):
     assert say("train", "--out", out, "--resume") == 0  # nothing is left to do
     assert say("train", "--out", out, "--resume", "--steps", "2") == 0
     whole = tmp_path / "whole"
-    assert (
-        say("train", base, "--out", whole, *words, *QUICK, "--seed", "7", "--steps", "2", "--lr-decay-steps", "1") == 0
-    )
+    plan = ["--steps", "2", *QUICK[2:], "--seed", "7", "--lr-decay-steps", "1"]
+    assert say("train", base, "--out", whole, *words, *plan) == 0
     one, two = (read_weights(open_model(run).weights) for run in (out, whole))
     assert all(np.array_equal(one[name], two[name]) for name in one)
     capsys.readouterr()
@@ -221,3 +220,36 @@ def test_statistics_that_do_not_fit_are_said_and_refused(base, data, tmp_path, c
         == 2
     )
     assert "no statistics of a base model" in capsys.readouterr().err
+
+
+def test_several_datasets_are_a_mixture(base, data, tmp_path, capsys):
+    other = world.write(tmp_path / "other:0.5", episodes=2, frames=4, seed=3)  # a colon in a name is no weight
+    words = ["train", base, *QUICK, "--out", tmp_path / "run"]
+    assert say(*words, "--data", data, "--data", other) == 0
+    said = capsys.readouterr().err
+    assert f"data: 75% {data} (24 frames" in said and f"data: 25% {other} (8 frames" in said
+    assert say("sample", tmp_path / "run", "--json") == 0  # the record opens the mixture again
+    assert len(json.loads(capsys.readouterr().out)["actions"]) == 8
+    assert say("train", "--out", tmp_path / "run", "--resume", "--steps", "2") == 0
+    assert len(open_model(tmp_path / "run").record["source"]["mixture"]) == 2
+    words[-1] = tmp_path / "two"
+    assert say(*words, "--data", f"{data}:0.1", "--data", f"lerobot:{other}:0.3", "--set", "data.1.prompt=pick") == 0
+    said = capsys.readouterr().err
+    assert f"data: 25% {data} (24 frames" in said and f"data: 75% {other} (" in said
+    words[-1] = tmp_path / "no"
+    for given, named in (
+        ([f"{data}:0.3", other], "some datasets of a mixture have a weight"), ([f"{data}:0.3"], "of a single dataset"),
+        ([data, data], "named twice"), ([f"{data}:0", f"{other}:1"], "weight must be positive"),
+    ):  # fmt: skip
+        assert say(*words, *(word for one in given for word in ("--data", one))) == 2
+        assert named in capsys.readouterr().err
+    assert say(*words, "--data", data, "--data", other, "--set", "data.2.stride=2") == 2
+    assert "data.0 to data.1" in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
+def test_what_is_no_list_is_given_once(base, data, tmp_path, capsys):
+    words = ["train", base, "--data", data, "--out", tmp_path / "run", *QUICK]
+    for given in (["--lr", "1", "--lr", "1"], ["--resume", "--resume"], ["--augment", "--no-augment"], ["--steps=2"]):
+        assert say(*words, *given) == 2
+        assert "given twice" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

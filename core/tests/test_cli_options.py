@@ -102,10 +102,10 @@ def test_defaults_words_and_options():
         "first": "w", "rest": (), "kind": "torch", "out_dir": Path("here"), "set": (), "no_sizes": False,
         "json": False, "run": Run(),
     }  # fmt: skip
-    full = call("--json w 1 --out_dir=x -2 --set a=1 --kind jax --set b=2 --no-sizes 3 --kind torch")
+    full = call("--json w 1 --out_dir=x -2 --set a=1 --set b=2 --no-sizes 3 --kind torch")
     assert full["rest"] == (1, -2, 3) and full["out_dir"] == Path("x") and full["set"] == ("a=1", "b=2")
-    assert full["json"] and full["no_sizes"] and full["kind"] == "torch"  # the last one counts
-    assert call("w --json --no-json")["json"] is False
+    assert full["json"] and full["no_sizes"] and full["kind"] == "torch"
+    assert call("w --no-json")["json"] is False
     assert call(["--", "--kind"])["first"] == "--kind"
     assert call(["w", "--set=--x=1", "--set", ""])["set"] == ("--x=1", "")
 
@@ -126,6 +126,8 @@ def test_records_are_groups_of_options():
     [
         ("", ["a word is missing", "FIRST", "the first word", "vla verb FIRST [REST ...] [options]"]),
         ("w x", ["wrong value", "REST", "x", "a whole number"]),
+        ("w --kind jax --kind jax", ["given twice", "--kind"]),
+        ("w --json --no-json", ["given twice", "--json"]),
         ("w --knid jax", ["no such option", "--knid", "did you mean --kind?"]),
         ("w --zzzzzz", ["no such option", "--zzzzzz", "`vla verb --help`"]),
         ("w -kind jax", ["-kind", "two dashes: --kind"]),

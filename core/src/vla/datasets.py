@@ -104,7 +104,8 @@ def open_dataset(source: str | Path | Mapping[str, Any], settings: Mapping[str, 
 
     Args:
         source: a folder or a hub name (`org/name`, read from the local hub cache) in LeRobot's format; the name of a
-            dataset part (`tabletop`); `part:path` for another format; or a table {"part": ..., settings...}.
+            dataset part (`tabletop`); `part:path` for another format; a table {"part": ..., settings...}; or
+            {"mixture": [tables with a "weight" each]} (`mixture_table`).
         settings: settings of the part, as in a file; and those that every dataset has: `stride` (see `EveryNth`),
             `state_names` and `action_names`, which win over the names that the data brings.
 
@@ -116,6 +117,11 @@ def open_dataset(source: str | Path | Mapping[str, Any], settings: Mapping[str, 
     from vla.compose import load_object, resolve
 
     table = source_table(source, settings)
+    if "mixture" in table:
+        opened = [
+            (open_dataset({k: v for k, v in t.items() if k != "weight"}), t.get("weight")) for t in table["mixture"]
+        ]
+        return Mixture([(dataset, len(dataset) if weight is None else weight) for dataset, weight in opened])
     stride, names = table.pop("stride", 1), {k: table.pop(k) for k in ("state_names", "action_names") if k in table}
     chosen = resolve("dataset", table, "data")
     dataset = load_object(chosen.part.numpy, f"dataset {chosen.part.name!r}")(chosen.settings)
@@ -138,6 +144,8 @@ def source_table(source: str | Path | Mapping[str, Any], settings: Mapping[str, 
     """What `open_dataset` understands, as a table {"part": ..., settings...}; a folder here by its full path."""
     from vla import registry
 
+    if isinstance(source, Mapping) and "mixture" in source:
+        return {"mixture": [source_table(one, settings) for one in source["mixture"]]}
     if isinstance(source, Mapping):
         table = {**source, **(settings or {})}
     else:
@@ -155,6 +163,57 @@ def source_table(source: str | Path | Mapping[str, Any], settings: Mapping[str, 
     if isinstance(path, str) and path and (folder := Path(path).expanduser()).exists():
         table["path"] = str(folder.absolute())
     return table
+
+
+def mixture_table(sources: Sequence[str], settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What `open_dataset` understands, of one source or of several to be mixed: `A`, `B:0.3`, `tabletop:PATH:0.7`.
+
+    Without weights every frame counts alike. A number behind the last colon is a weight unless there is such a folder.
+    Settings go to every dataset, `1.stride` only to the second.
+
+    Raises:
+        SettingsError: some have a weight and some none, a weight on a single one, one is named twice, or a setting is
+            for a dataset that there is not.
+    """
+    parted = [_weighted(source) for source in sources]
+    weights = [weight for _, weight in parted]
+    common = {k: v for k, v in (settings or {}).items() if not k.partition(".")[0].isdigit()}
+    single: dict[int, dict[str, Any]] = {}
+    for path, value in (settings or {}).items():
+        head, _, rest = path.partition(".")
+        if head.isdigit():
+            if not rest or int(head) >= len(sources):
+                have = f"data.0 to data.{len(sources) - 1}"
+                raise SettingsError("a setting of a dataset that there is not", field=f"data.{path}", expected=have)
+            single.setdefault(int(head), {})[rest] = value
+    tables = [source_table(text, {**common, **single.get(i, {})}) for i, (text, _) in enumerate(parted)]
+    if len(tables) == 1:
+        if weights[0] is not None:
+            fix = "name another dataset to mix it with, or leave the weight out"
+            raise SettingsError("a weight of a single dataset", field="--data", got=sources[0], fix=fix)
+        return tables[0]
+    if any(w is None for w in weights) and any(w is not None for w in weights):
+        fix = "give every --data a weight (A:0.3), or none: then every frame counts alike"
+        raise SettingsError(
+            "some datasets of a mixture have a weight, and some none", field="--data", got=sources, fix=fix
+        )
+    for i, table in enumerate(tables):
+        if table in tables[:i]:
+            fix = "to draw it more often give weights: A:0.7"
+            raise SettingsError("a dataset is named twice", field="--data", got=sources[i], fix=fix)
+    return {"mixture": [{**t, "weight": w} for t, w in zip(tables, weights, strict=True)]}
+
+
+def _weighted(source: str) -> tuple[str, float | None]:
+    """A source and the weight behind its last colon."""
+    text, colon, number = source.rpartition(":")
+    try:
+        weight = float(number) if colon and text else None
+    except ValueError:
+        weight = None
+    if weight is None or Path(source).expanduser().exists() or Path(number).is_dir():
+        return source, None
+    return text, weight
 
 
 def _refuse_misspelt(text: str, part: str, names: Collection[str]) -> None:
@@ -182,8 +241,9 @@ def open_recorded(record: Mapping[str, Any]) -> Dataset:
         )
     table = source_table(source)
     try:
-        if table["part"] != DEFAULT_FORMAT and table.get("path") and not Path(table["path"]).exists():
-            raise DataError("no such folder", field="path", got=table["path"])
+        for one in table.get("mixture", [table]):
+            if one["part"] != DEFAULT_FORMAT and one.get("path") and not Path(one["path"]).exists():
+                raise DataError("no such folder", field="path", got=one["path"])
         dataset = open_dataset(table)
     except (VlaError, OSError) as error:
         raise DataError(

@@ -6,6 +6,7 @@ One set of rules for all verbs:
 - any other parameter is an option, `--batch-size 8` or `--batch-size=8`; without a default it must be given;
 - `bool` is a switch, `--json`, and `--no-json` turns it off again; a number is finite; `X | None` takes `none`; a
   `Literal` takes one of its values;
+- an option that is no list is given once;
 - lists are given by repeating their option, and what is given replaces the default; `none` empties one whose default is
   not empty (a recipe's `freeze`, say);
 - a frozen attrs record is a group of options, one per field; the fields of a record inside it are `--record.field`.
@@ -194,6 +195,8 @@ def parse(options: Sequence[Option], argv: Sequence[str], verb: str) -> dict[str
             if equals:
                 fix = f"--{name} alone; --{name.removeprefix('no-')} and --no-{name.removeprefix('no-')} are opposites"
                 raise SettingsError("a switch takes no value", field=f"--{name}", got=text, fix=fix)
+            if option in given:
+                raise _twice(option)
             given[option] = option is not off
         else:
             if not equals:
@@ -203,12 +206,18 @@ def parse(options: Sequence[Option], argv: Sequence[str], verb: str) -> dict[str
                 text = queue.pop(0)
             if option.many and text.lower() == "none" and option.default not in ((), REQUIRED):
                 given[option] = ()
+            elif option in given and not option.many:
+                raise _twice(option)
             else:
                 value = option.read(text)
                 given[option] = (*given.get(option, ()), value) if option.many else value
         last = option
     _place(options, words, given, verb)
     return _values(options, given, verb)
+
+
+def _twice(option: Option) -> SettingsError:
+    return SettingsError("an option is given twice", field=option.label, fix="give it once: it is no list")
 
 
 def _number(word: str) -> bool:

@@ -25,7 +25,7 @@ def sample(
 
     Args:
         model: a model directory.
-        data: a dataset: a folder in LeRobot's format, a name, or PART:PATH.
+        data: a dataset: a folder in LeRobot's format, a name, or PART:PATH; default: what the model was trained on.
         episode: which episode.
         frame: which frame of it.
         prompt: another instruction than the recorded one.
@@ -40,14 +40,12 @@ def sample(
 
     import numpy as np
 
-    from vla.datasets import open_dataset
-    from vla.errors import DataError, SettingsError
+    from vla.datasets import open_dataset, open_recorded
+    from vla.errors import DataError
     from vla.policy import open as open_policy
 
-    if not data:
-        raise SettingsError("no data is named", field="--data", fix="--data FOLDER, or --data tabletop")
     policy = open_policy(model, framework, device=device or None, num_steps=num_steps or None, temperature=temperature)
-    dataset = open_dataset(data)
+    dataset = open_dataset(data) if data else open_recorded(policy.model.record)
     if not 0 <= episode < len(dataset.episodes):
         raise DataError("no such episode", field="--episode", got=episode, expected=f"0 to {len(dataset.episodes) - 1}")
     frames = dataset.episodes[episode]

@@ -17,7 +17,7 @@ OUT = "runs/train"
 def train(
     model: str = "",
     /,
-    data: str = "",
+    data: tuple[str, ...] = (),
     out: Path = Path(OUT),
     type: str = "",
     preset: str = "",
@@ -40,12 +40,13 @@ def train(
 
     Args:
         model: a variant file, the folder of one, or a model directory or run to fine-tune. Or give --type or --recipe.
-        data: a dataset folder in LeRobot's format, a hub name in the local cache, or PART:PATH.
+        data: a dataset folder in LeRobot's format, a hub name in the local cache, or PART:PATH. Repeated it is a
+            mixture, in which every frame counts alike, or with weights: --data A:0.7 --data B:0.3.
         out: the run directory: run.json, checkpoints/, metrics.jsonl and, at the end, model/.
         type: train a model type: pi0, pi05, pi0_fast, pi05_ki.
         preset: sizes for every part that has a preset of this name, and for the spec: tiny, small.
         set: path=value, any setting of the variant, e.g. spec.action_dim=7, or of the data, e.g.
-            data.cameras='["base_0_rgb=top"]'; may be repeated.
+            data.cameras='["base_0_rgb=top"]' (of a mixture: data.1.stride=2 for the second); may be repeated.
         recipe: a known configuration by name, or a recipe file; options given here win over it. On a MODEL it sets
             robot, shapes, settings and training, and no part.
         reinit: weights of MODEL to make anew, by names or beginnings of names, e.g.
@@ -59,7 +60,7 @@ def train(
         yes_random: let LoRA or --freeze keep weights that were never trained.
         config: the run.
     """
-    from vla.datasets import source_table
+    from vla.datasets import mixture_table
     from vla.settings import split_sets
     from vla.training.loop import train as run
     from vla.training.saved_run import read_run
@@ -72,12 +73,12 @@ def train(
     }  # fmt: skip
     if saved is not None:
         saved.check_typed({name: value for name, value in typed.items() if name != "--stats"})
-        start, source = None, source_table(data, of_data) if data else None
+        start, source = None, mixture_table(data, of_data) if data else None
     else:
         if not data:
             fix = "--data FOLDER, or --data tabletop; demonstrations of your own: vla record --help"
             raise SettingsError("no data is named", field="--data", fix=fix)
-        start, source = _start(model, type, preset, of_variant, recipe, reinit), source_table(data, of_data)
+        start, source = _start(model, type, preset, of_variant, recipe, reinit), mixture_table(data, of_data)
     result = run(
         start, source, out=out, config=config, stats=stats or None, resume=resume, resume_step=resume_step,
         overwrite=overwrite, allow_change=allow_change, yes_random=yes_random,

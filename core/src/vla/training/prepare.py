@@ -128,6 +128,8 @@ def prepare(
     cameras = _probe(variant, group, collate, _first_good(dataset, variant, train_index, config))
     val_index = _frames(dataset, val_episodes)
     digest, shares = dataset.digest(), mixture_shares(dataset, train_index)
+    for part, (frames, weight) in zip(getattr(dataset, "datasets", ()), shares, strict=True):
+        note(f"data: {weight:.0%} {part.info.source} ({frames} frames to train on)")
     return Prepared(
         variant, dataset, stats, tokenizer, group, collate, weights, train_index, val_index, digest, shares,
         () if shares else cameras,  # the datasets of a mixture may have different ones
