@@ -44,6 +44,7 @@ class ActionCodec(Protocol):
 
     vocab_size: int  # action ids are 0 .. vocab_size - 1
     fitted: bool  # whether encode and decode work
+    by_step: bool  # token k of an answer of n stands for step k * h // n alone; may be absent: False
 
     def fit(self, chunks: np.ndarray) -> ActionCodec:
         """Learn from chunks [n h d]; gives a fitted codec, deterministic."""

@@ -294,6 +294,24 @@ class Tokenizer:
             )
         return self.codec
 
+    def without_padded(self, sample: dict[str, np.ndarray], real: np.ndarray) -> dict[str, np.ndarray]:
+        """A tokenised sample (as `tokenize` gives it, with targets) that steps which are not real [h] do not teach.
+
+        Where a token stands for a value of one step (`codec.by_step`, binning), the tokens of padded steps are no
+        targets. Where every token stands for the whole chunk (FAST's DCT, FSQ) none can be left out: padded steps hold
+        the last real action, and `extra/target_weight` [] makes the row count as much as its share of real steps. To
+        leave such rows out instead would mean to learn nothing from what the robot saw at the end of every episode.
+        """
+        codec = self._need_codec()
+        if not getattr(codec, "by_step", False):
+            return {**sample, "extra/target_weight": np.float32(real.mean())}
+        targets = np.flatnonzero(sample["token_loss_mask"])
+        actions = targets[len(self._prefix) : max(len(targets) - len(self._suffix), 0)]
+        step = np.arange(len(actions)) * len(real) // max(len(actions), 1)
+        loss = sample["token_loss_mask"].copy()
+        loss[actions[~real[step]]] = False
+        return {**sample, "token_loss_mask": loss}
+
     def save(self, assets: Path) -> None:
         """Write what the tokenizer learned, and its text model, under `assets/tokenizer/`."""
         folder = Path(assets) / FOLDER

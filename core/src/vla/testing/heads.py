@@ -150,6 +150,18 @@ class HeadConformance(ModelChecks):
             if not to[BACKBONE]:
                 assert "backbone.llm.embedder.weight" not in reached, f"{loss} leaks into the embedding"
 
+    def test_a_row_counts_as_much_as_its_weight(self, framework: str) -> None:
+        """Token losses: `extra["target_weight"]` is the share of a row's steps that lie within the episode."""
+        losses = [name for name, role in self.chosen.offers["losses"].items() if role == "target"]
+        if not losses:
+            return
+        bench = self.bench(framework)
+        weight = np.linspace(0.0, 1.0, BATCH).astype(np.float32)
+        before = bench.losses()
+        after = bench.losses(evolve(bench.obs, extra={**bench.obs.extra, "target_weight": weight}))
+        for name, value in before.items():
+            close(after[name], value * (weight if name in losses else 1), 1e-5, f"{name} of weighted rows")
+
     # ---- sampling ---------------------------------------------------------------------------------------------------
 
     def sample(

@@ -13,6 +13,7 @@ from attrs import evolve
 from vla.errors import DataError, DecodeError, SettingsError, VlaError
 from vla.testing.parts import PartConformance
 from vla.tokenizer import Tokenizer, open_tokenizer
+from vla.transforms.text import Tokenize
 
 HORIZON, DIM, ROOM = 8, 5, 400
 PROMPT = "pick up the red_block"
@@ -76,6 +77,30 @@ class TokenizerConformance(PartConformance):
     def test_state_is_written_as_offered(self) -> None:
         first, second = (self.tokenizer.tokenize(PROMPT, s)["tokenized_prompt"] for s in (self.state(), -self.state()))
         assert np.array_equal(first, second) == ("state" not in self.chosen.offers["emits"])
+
+    # ---- the end of an episode --------------------------------------------------------------------------------------
+
+    def test_what_stands_past_the_end_of_an_episode_teaches_nothing(self) -> None:
+        """Padded steps are no targets: other values in them change nothing, and they count for nothing."""
+        steps, length = self.codec, chunks().shape[1]
+        real = np.arange(length) < length // 2
+        step = Tokenize(self.tokenizer)
+
+        def seen(values: np.ndarray, keep: np.ndarray) -> dict[str, np.ndarray]:
+            return step({"prompt": PROMPT, "state": self.state(), "actions": values, "actions_is_pad": ~keep})
+
+        one, other = (np.where(real[:, None], chunks()[0], values) for values in (chunks()[1], 0 * chunks()[0]))
+        a, b, whole = seen(one, real), seen(other, real), seen(chunks()[0], np.ones(length, bool))
+        for name in ("tokenized_prompt", "token_ar_mask", "token_loss_mask"):
+            assert np.array_equal(a[name], b[name]), f"what stands in padded steps changes {name}"
+        targets, left = whole["token_loss_mask"].sum(), a["token_loss_mask"].sum()
+        if not getattr(steps, "by_step", False):
+            assert a["extra/target_weight"] == real.mean() and whole["extra/target_weight"] == 1
+            return
+        assert left == targets - (~real).sum() * chunks().shape[2], "tokens of padded steps are targets"
+        changed = np.where(real[:, None], chunks()[0], chunks()[1])
+        first, second = (self.codec.encode(c[None])[0].reshape(length, -1) for c in (chunks()[0], changed))
+        assert np.array_equal(first[real], second[real]), "by_step: a token stands for more than its own step"
 
     # ---- prompts ----------------------------------------------------------------------------------------------------
 

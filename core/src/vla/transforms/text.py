@@ -71,13 +71,36 @@ class ReadPrompt:
         return {**data, "prompt": as_text(data["prompt"])}
 
 
+def hold(actions: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """Actions [t d] in which steps that are not real repeat the last real one, whatever the data has there."""
+    actions = np.asarray(actions)
+    if real.all() or not real.any():
+        return actions
+    last = np.maximum.accumulate(np.where(real, np.arange(len(real)), -1))
+    return actions[np.where(last < 0, int(np.argmax(real)), last)]
+
+
+def _real(data: Flat) -> np.ndarray:
+    """Which steps [t] of the chunk lie within the episode."""
+    steps = len(np.asarray(data["actions"]))
+    is_pad = np.asarray(data.get("actions_is_pad", np.zeros(steps)), bool)
+    if is_pad.shape != (steps,):
+        raise DataError(
+            "actions_is_pad does not fit the chunk", field="actions_is_pad", got=is_pad.shape, expected=(steps,)
+        )
+    return ~is_pad
+
+
 @frozen(eq=False, repr=False)
 class Tokenize:
-    """Prompt, normalised state and (in training) normalised actions, none of them padded -> the four token arrays."""
+    """Prompt, normalised state and (in training) normalised actions, none of them padded -> the four token arrays.
+
+    Steps past the end of an episode (`actions_is_pad`) are no targets: see `Tokenizer.without_padded`.
+    """
 
     tokenizer: Any
-    reads: ClassVar = ("prompt", "state", "actions?")
-    writes: ClassVar = ("tokenized_prompt*", "token_*")
+    reads: ClassVar = ("prompt", "state", "actions?", "actions_is_pad?")
+    writes: ClassVar = ("tokenized_prompt*", "token_*", "extra/target_weight?")
 
     @property
     def shapes(self) -> str:
@@ -85,8 +108,11 @@ class Tokenize:
         return f"each [{getattr(self.tokenizer, 'max_len', 'l')}]"
 
     def __call__(self, data: Flat) -> Flat:
-        actions = data.get("actions") if self.tokenizer.codec is not None else None
-        return {**data, **self.tokenizer.tokenize(data["prompt"], data["state"], actions)}
+        if "actions" not in data or self.tokenizer.codec is None:
+            return {**data, **self.tokenizer.tokenize(data["prompt"], data["state"])}
+        real = _real(data)
+        out = self.tokenizer.tokenize(data["prompt"], data["state"], hold(data["actions"], real))
+        return {**data, **self.tokenizer.without_padded(out, real)}
 
     def many(self, rows: list[Flat]) -> list[Flat]:
         """All rows in one call, so that the codec encodes them as a batch."""
@@ -94,12 +120,15 @@ class Tokenize:
         if len(with_actions) > 1:
             raise DataError("some samples of a batch have actions and some have none", field="actions")
         actions = (
-            np.stack([row["actions"] for row in rows])
+            np.stack([hold(row["actions"], _real(row)) for row in rows])
             if True in with_actions and self.tokenizer.codec is not None
             else None
         )
         out = self.tokenizer.tokenize_batch([row["prompt"] for row in rows], [row["state"] for row in rows], actions)
-        return [{**row, **{k: v[i] for k, v in out.items()}} for i, row in enumerate(rows)]
+        done = [{k: v[i] for k, v in out.items()} for i in range(len(rows))]
+        if actions is not None:
+            done = [self.tokenizer.without_padded(one, _real(row)) for one, row in zip(done, rows, strict=True)]
+        return [{**row, **one} for row, one in zip(rows, done, strict=True)]
 
 
 @frozen(eq=False, repr=False)

@@ -44,10 +44,15 @@ class ARHead(nnx.Module):
             valid = obs.token_loss_mask[:, 1:]
             index = jnp.broadcast_to(jnp.arange(valid.shape[1]), valid.shape)
         targets = jnp.take_along_axis(jnp.asarray(obs.tokenized_prompt), index + 1, 1)
-        return Entry(notes={"index": index, "valid": valid, "targets": targets})
+        weight = obs.extra.get("target_weight", 1.0)
+        return Entry(notes={"index": index, "valid": valid, "targets": targets, "weight": weight})
 
     def losses(self, model: Any, hidden: Mapping[str, Array], entry: Entry) -> dict[str, Array]:
-        """{"tokens": [B]}: cross-entropy averaged over the row's targets, logits at target positions only."""
+        """{"tokens": [B]}: cross-entropy averaged over the row's targets, logits at target positions only.
+
+        `extra["target_weight"]` [B] is how much a row counts: its share of steps within the episode, where tokens stand
+        for all steps together.
+        """
         index, valid, targets = (entry.notes[k] for k in ("index", "valid", "targets"))
         text = hidden["prompt"]  # [B L D]
         at = jnp.take_along_axis(text, index[..., None], 1)  # [B M D]
@@ -55,7 +60,7 @@ class ARHead(nnx.Module):
             at.reshape(-1, at.shape[-1]), model.backbone.llm.unembed().astype(at.dtype), targets.reshape(-1)
         )
         nll = nll.reshape(valid.shape) * valid
-        return {"tokens": nll.sum(1) / jnp.maximum(valid.sum(1), 1)}
+        return {"tokens": entry.notes["weight"] * nll.sum(1) / jnp.maximum(valid.sum(1), 1)}
 
     def sample(
         self,

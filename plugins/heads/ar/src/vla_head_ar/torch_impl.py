@@ -41,16 +41,21 @@ class ARHead(nn.Module):
             index = torch.arange(valid.shape[1], device=valid.device).expand(valid.shape)
         index = index.long()
         targets = obs.tokenized_prompt.long().gather(1, index + 1)
-        return Entry(notes={"index": index, "valid": valid, "targets": targets})
+        weight = obs.extra.get("target_weight", 1.0)
+        return Entry(notes={"index": index, "valid": valid, "targets": targets, "weight": weight})
 
     def losses(self, model: Any, hidden: Mapping[str, Tensor], entry: Entry) -> dict[str, Tensor]:
-        """{"tokens": [B]}: cross-entropy averaged over the row's targets, logits at target positions only."""
+        """{"tokens": [B]}: cross-entropy averaged over the row's targets, logits at target positions only.
+
+        `extra["target_weight"]` [B] is how much a row counts: its share of steps within the episode, where tokens stand
+        for all steps together.
+        """
         index, valid, targets = (entry.notes[k] for k in ("index", "valid", "targets"))
         text = hidden["prompt"]  # [B L D]
         at = text.gather(1, index[..., None].expand(-1, -1, text.shape[-1]))  # [B M D]
         nll = token_nll(at.flatten(0, 1), model.backbone.llm.unembed().to(at.dtype), targets.flatten())
         nll = nll.view(valid.shape) * valid
-        return {"tokens": nll.sum(1) / valid.sum(1).clamp(min=1)}
+        return {"tokens": entry.notes["weight"] * nll.sum(1) / valid.sum(1).clamp(min=1)}
 
     def sample(
         self,

@@ -19,6 +19,7 @@ class BinningCodec:
     """The codec (`vla.codecs.ActionCodec`)."""
 
     fitted = True
+    by_step = True
 
     def __init__(self, settings: Binning):
         if settings.codes < 2 or not settings.limit > 0:
