@@ -109,7 +109,7 @@ class Tokenize:
 
     def __call__(self, data: Flat) -> Flat:
         if "actions" not in data or self.tokenizer.codec is None:
-            return {**data, **self.tokenizer.tokenize(data["prompt"], data["state"])}
+            return {**data, **self.tokenizer.tokenize(data["prompt"], data["state"], None)}
         real = _real(data)
         out = self.tokenizer.tokenize(data["prompt"], data["state"], hold(data["actions"], real))
         return {**data, **self.tokenizer.without_padded(out, real)}
