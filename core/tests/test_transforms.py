@@ -69,6 +69,9 @@ class Chunks(Words):
         assert actions is None or actions.shape == (3, 2)
         return super().tokenize(prompt, state, actions)
 
+    def without_padded(self, sample, real):
+        return sample
+
     def decode(self, tokens, horizon, dim):
         return np.full((horizon, dim), tokens[0] / 10)
 
