@@ -22,7 +22,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from vla.compose import build  # noqa: E402
-from vla.contracts import Actions, pack  # noqa: E402
+from vla.contracts import Actions, Sampling, pack  # noqa: E402
 from vla.jax_kit import model as jax_model  # noqa: E402
 from vla.testing.batches import random_batch  # noqa: E402
 from vla.testing.frameworks import prompt_only, start_weights  # noqa: E402
@@ -47,7 +47,7 @@ def torch_cases(variant, weights, train, infer, compiled):
         total.backward()
         return total.detach().numpy()
 
-    return {"step": step, "sample": lambda: model.sample(small, noise, num_steps=10)["actions"].numpy()}
+    return {"step": step, "sample": lambda: model.sample(small, noise, Sampling(num_steps=10))["actions"].numpy()}
 
 
 def jax_cases(variant, weights, train, infer):
@@ -62,9 +62,10 @@ def jax_cases(variant, weights, train, infer):
         jax.block_until_ready(gradients)
         return np.asarray(total)
 
+    sampling = Sampling(num_steps=10)
     return {
         "step": step,
-        "sample": lambda: np.asarray(jax_model.sample(graph, params, infer[0], infer[3], num_steps=10)["actions"]),
+        "sample": lambda: np.asarray(jax_model.sample(graph, params, infer[0], infer[3], sampling)["actions"]),
     }
 
 

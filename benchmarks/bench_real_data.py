@@ -57,7 +57,7 @@ def train_in_both(type, data, config, frameworks=("torch", "jax"), torch_steps=0
     variant = vla.build(type=type, preset="tiny", set={**SPEC, **(sets or {})})
     made = prepare(variant, data, config, note=lambda text: None)
     samples = Samples(made.dataset, made.group.inputs, variant.spec.action_horizon, 1e9)
-    loader = Loader(samples, made.train_index, made.variant, config, made.collate)
+    loader = Loader(samples, made.train_index, made.variant, config)
     engines = {"torch": TorchEngine(made.variant, config)}
     if "jax" in frameworks:
         from vla.training.jax_engine import JaxEngine

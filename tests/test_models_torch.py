@@ -7,7 +7,7 @@ from attrs import evolve
 torch = pytest.importorskip("torch")
 
 from vla.compose import build  # noqa: E402
-from vla.contracts import Actions, DecodeGrammar, pack  # noqa: E402
+from vla.contracts import Actions, DecodeGrammar, Sampling, pack  # noqa: E402
 from vla.layout import attention_mask, gradient_routes, positions  # noqa: E402
 from vla.testing.batches import random_batch  # noqa: E402
 from vla.testing.closeness import close  # noqa: E402
@@ -44,7 +44,8 @@ def losses(model, obs, actions, draws):
 
 
 def sample(model, obs, noise, **options):
-    return model.sample(observation_to(obs, "cpu"), None if noise is None else torch.as_tensor(noise), **options)
+    start = None if noise is None else torch.as_tensor(noise)
+    return model.sample(observation_to(obs, "cpu"), start, Sampling(**options))
 
 
 def prompt_only(obs):
@@ -121,13 +122,9 @@ def test_training_velocity_equals_velocity_over_the_cached_prefix(name):
         time = own["time"][:, 0]
         t = time[:, None, None]
         x_t = t * own["noise"][:, 0] + (1 - t) * chunk.values
-        state = (head.state_token(inference.state),) if hasattr(head, "state_proj") else ()
-        cache = model.prefill(model.embed(inference))
-        tokens = (*state, *head.tokens(x_t, time))
-        look = model.look(cache, tokens)
-        cache = model.room(cache, look[0].shape[1])
-        styles = {e: model.backbone.llm.styles(e, c) for e, c in head.condition(time).items()}
-        cached = head.velocity(model.extend(cache, tokens, look, styles)["action"])
+        suffix = head.suffix(inference, x_t, time)
+        decode = model.decoder(inference, suffix, varying=("action",), cond=head.condition(time))
+        cached = torch.cat([head.velocity(decode(suffix, i)["action"])[i : i + 1] for i in range(len(time))])
     close(training, cached, 1e-5)
 
 
@@ -207,7 +204,7 @@ def test_padded_dims_follow_their_known_path_in_sampling():
     """They end at 0, and the real dims are those of a model whose padded velocity is exact."""
     variant, model, (obs, _, _, noise) = make("pi05")
     real = torch.arange(variant.spec.action_dim) < 5
-    chunk = sample(model, obs, noise, real_dims=real)["actions"]
+    chunk = sample(model, obs, noise, action_dim_mask=real)["actions"]
     close(chunk[..., 5:], 0, 1e-5, scale=np.abs(noise).max())
     assert not torch.equal(chunk[..., :5], sample(model, obs, noise)["actions"][..., :5])
 

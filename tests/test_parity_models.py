@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 jax = pytest.importorskip("jax")
 
 from vla.compose import build  # noqa: E402
-from vla.contracts import DecodeGrammar, pack  # noqa: E402
+from vla.contracts import DecodeGrammar, Sampling, pack  # noqa: E402
 from vla.jax_kit import model as jax_model  # noqa: E402
 from vla.params import count, shapes, table  # noqa: E402
 from vla.testing.batches import random_batch  # noqa: E402
@@ -138,21 +138,22 @@ def test_sampling_again_compiles_nothing(monkeypatch):
     assert not np.array_equal(other.sample(obs, noise)["actions"], first)
     assert len(seen) == traced, "the second call, or another model of the variant, was traced anew"
     assert np.array_equal(again, first), "pi05 reads its state from the prompt"
-    model.sample(obs, noise, num_steps=3)
+    model.sample(obs, noise, Sampling(num_steps=3))
     assert len(seen) > traced
 
 
 def test_loops_are_on_the_device():
     """One Euler step in the program however many are taken, and one decoded token; no callback to the host."""
-    for name, options in (("pi05", {"num_steps": 10}), ("pi0_fast", {})):
+    for name, steps in (("pi05", 10), ("pi0_fast", None)):
         variant = micro(name)
         model = jax_model.abstract_model(variant)
         obs, _, _, noise = random_batch(variant)
-        text = jax_model.sample.lower(*jax_model.split(model), prompt_only(obs), noise, grammar_of(variant), **options)
-        program = text.as_text()
+        parts, obs = jax_model.split(model), prompt_only(obs)
+        sampling = Sampling(num_steps=steps, grammar=grammar_of(variant))
+        program = jax_model.sample.lower(*parts, obs, noise, sampling).as_text()
         assert "callback" not in program and program.count("stablehlo.while") in range(3, 8)
         if name == "pi05":
-            longer = jax_model.sample.lower(*jax_model.split(model), prompt_only(obs), noise, None, num_steps=20)
+            longer = jax_model.sample.lower(*parts, obs, noise, Sampling(num_steps=20))
             assert abs(len(longer.as_text()) - len(program)) < 200
 
 
@@ -270,7 +271,7 @@ def test_decoding_at_a_temperature_is_the_same_and_well_formed():
         kit.load_weights(model, variant, weights)
         o = prompt_only(obs) if kit is jax_model else torch_model.observation_to(prompt_only(obs), "cpu")
         n = noise if kit is jax_model else torch.as_tensor(noise)
-        tokens[kit] = np.asarray(model.sample(o, n, grammar=GRAMMAR, temperature=1.0)["tokens"])
+        tokens[kit] = np.asarray(model.sample(o, n, Sampling(grammar=GRAMMAR, temperature=1.0))["tokens"])
     assert np.array_equal(tokens[torch_model], tokens[jax_model])
     for row in tokens[jax_model].tolist():
         row = row[: len(row) - row[::-1].index(1)]
@@ -299,7 +300,7 @@ def test_padded_dims_follow_their_known_path_in_both():
         o, n, r = (obs, noise, real) if kit is jax_model else (
             torch_model.observation_to(obs, "cpu"), torch.as_tensor(noise), torch.as_tensor(real),
         )  # fmt: skip
-        found.append(np.asarray(model.sample(o, n, real_dims=r)["actions"]))
+        found.append(np.asarray(model.sample(o, n, Sampling(action_dim_mask=r))["actions"]))
     assert relative(found[1], found[0]) < OUTPUTS
     close(found[1][..., 5:], 0, 1e-5, scale=np.abs(noise).max())
 

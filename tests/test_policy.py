@@ -174,7 +174,7 @@ def test_a_bad_observation_is_one_clear_error(saved, change, words):
 
 def test_a_chunk_that_is_not_finite_is_never_returned(saved):
     class Broken:
-        def sample(self, obs, noise, **options):
+        def sample(self, obs, noise, sampling):
             actions = np.zeros((obs.batch, 4, 8), np.float32)
             actions[-1, 2, 1] = np.nan
             return {"actions": actions}
@@ -197,9 +197,8 @@ def test_logits_that_are_not_finite_are_no_answer(tmp_path, framework):
     good = vla.open(tmp_path / "good", framework)
     policy = Policy(model, _loaded(framework, model, weights))
     for temperature in (0.0, 1.0):
-        policy.temperature = temperature
         with pytest.raises(ActionError, match=r"logits(.|\n)*tokens\[0\]"):
-            policy.infer(observation(), seed=0)
+            policy.infer(observation(), seed=0, sampling={"temperature": temperature})
     assert policy.refused == 2
     assert np.isfinite(good.infer(observation(), seed=0)["actions"]).all() and good.refused == 0
 
@@ -219,7 +218,7 @@ def test_a_chunk_far_beyond_what_was_recorded_is_refused_and_counted(saved, norm
         def __init__(self, z):
             self.z = z
 
-        def sample(self, obs, noise, **options):
+        def sample(self, obs, noise, sampling):
             actions = np.zeros((obs.batch, 4, 8), np.float32)
             actions[0, 3, 2] = self.z
             return {"actions": actions}
@@ -256,6 +255,28 @@ def test_the_guard_goes_by_the_extremes_where_they_are_known(saved, tmp_path):
             RefuseFar(stats, 1.0)({"actions": np.full((2, 1), far)})
 
 
+def test_options_of_a_call_win_over_those_of_the_policy(saved):
+    opened = vla.open(saved[1], sampling={"num_steps": 2})
+    plain, few, one = (
+        opened.infer(observation(), seed=1, sampling=sampling)["actions"]
+        for sampling in ({"num_steps": 10}, None, {"num_steps": 1})
+    )
+    assert np.array_equal(plain, saved[0].infer(observation(), seed=1)["actions"])
+    assert np.array_equal(few, vla.open(saved[1], num_steps=2).infer(observation(), seed=1)["actions"])
+    assert not np.array_equal(few, plain) and not np.array_equal(few, one)
+    for sampling, words in (
+        ({"steps": 3}, "unknown setting 'steps'"),
+        ({"num_steps": 0}, "sampling.num_steps"),
+        ({"num_steps": 2.5}, "sampling.num_steps"),
+        ({"temperature": -1}, "sampling.temperature"),
+        ({"temperature": float("nan")}, "sampling.temperature"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            opened.infer(observation(), sampling=sampling)
+    with pytest.raises(SettingsError, match="given twice"):
+        vla.open(saved[1], num_steps=3, sampling={"num_steps": 2})
+
+
 def test_wrong_options_are_refused(saved):
     for options, words in (
         ({"framework": "tensorflow"}, "framework"),
@@ -273,8 +294,8 @@ def test_wrong_options_are_refused(saved):
         with pytest.raises((SettingsError, DataError), match="seeds"):
             saved[0].infer_batch([observation()], seeds=seeds)
     policy = vla.open(saved[1])
-    policy.temperature = -1
-    with pytest.raises(SettingsError, match="temperature"):
+    policy.seed = -1
+    with pytest.raises(SettingsError, match="seed"):
         policy.infer(observation())
 
 

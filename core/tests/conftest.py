@@ -60,7 +60,7 @@ class Core:
     scales: tuple[int, ...] = (1, 2)
 
 def core_part(name, multi):
-    return Part("llm", name, "a core", settings=Core, presets={"tiny": {"width": 8}, "odd": {"width": 7, "depth": 1}},
+    return Part("llm", name, "a core", contract=2, settings=Core, presets={"tiny": {"width": 8}, "odd": {"width": 7, "depth": 1}},
                 offers=lambda s, i: {"width": s.width, "multi_expert": multi, "insulates": multi}, torch="toyworld:X")
 
 CORE, LONE = core_part("toycore", True), core_part("toylone", False)
@@ -83,13 +83,13 @@ class Flow:
     width: int = 32
     state: str = field(default="tokens", validator=validators.in_(("tokens", "none")))
 
-FLOW = Part("head", "toyflow", "chunks", settings=Flow, presets={"tiny": {"width": 4}},
+FLOW = Part("head", "toyflow", "chunks", contract=2, settings=Flow, presets={"tiny": {"width": 4}},
             offers=lambda s, i: {"gives": "chunk", "losses": {"actions": "action"}},
             needs=lambda s: (is_true("backbone", "multi_expert", "its expert runs beside the backbone"),
                              *((has("tokenizer", "emits", "state", "it reads the state"),) if s.state == "tokens" else ())),
             layout=lambda s, i: Layout.parse(PREFIX + "action action image prompt action"),
             experts=lambda s, i: {"action": Expert(s.width, 2 * s.width)}, torch="toyworld:X", jax="toyworld:X")
-TOKENS = Part("head", "toytokens", "tokens", offers=lambda s, i: {"gives": "tokens", "losses": {"tokens": "target"}},
+TOKENS = Part("head", "toytokens", "tokens", contract=2, offers=lambda s, i: {"gives": "tokens", "losses": {"tokens": "target"}},
               needs=(has("tokenizer", "emits", "actions", "it predicts action tokens"),),
               layout=lambda s, i: Layout.parse(PREFIX + "target backbone image prompt target:causal"),
               torch="toyworld:X", jax="toyworld:X")
@@ -98,7 +98,7 @@ TOKENS = Part("head", "toytokens", "tokens", offers=lambda s, i: {"gives": "toke
 class Both:
     weight: float = 1.0
 
-BOTH = Part("head", "toyboth", "both", settings=Both, slots={"tokens": ("head", "toytokens"), "actions": ("head", "toyflow")},
+BOTH = Part("head", "toyboth", "both", contract=2, settings=Both, slots={"tokens": ("head", "toytokens"), "actions": ("head", "toyflow")},
             offers=lambda s, i: {"gives": "both", "losses": {**i["tokens"]["losses"], **i["actions"]["losses"]}},
             needs=(equals("tokens", "gives", "tokens", "this half trains the backbone"),
                    equals("actions", "gives", "chunk", "this half gives the chunk"),
@@ -106,7 +106,7 @@ BOTH = Part("head", "toyboth", "both", settings=Both, slots={"tokens": ("head", 
                    at_least("backbone", "width", 8, "less is too small")),
             layout=lambda s, i: i["tokens"].join(i["actions"]).insulated(),
             experts=lambda s, i: {**i["tokens"], **i["actions"]}, torch="toyworld:X", jax="toyworld:X")
-OPEN = Part("head", "toyopen", "no default inside", slots={"half": ("head", "")}, layout=lambda s, i: i["half"],
+OPEN = Part("head", "toyopen", "no default inside", contract=2, slots={"half": ("head", "")}, layout=lambda s, i: i["half"],
             experts=lambda s, i: i["half"], offers=lambda s, i: i["half"])
 ROBOT = Part("robot", "toyarm", "an arm", offers=lambda s, i: {"action_dim": 9, "state_dim": 40, "cameras": ("wrist",)})
 TYPE = ModelType("toytype", "a type", tree={"backbone": {"part": "toybone", "llm": {"part": "toycore", "width": 48}},

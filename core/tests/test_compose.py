@@ -272,12 +272,12 @@ def test_faults_in_a_plugins_own_functions_name_the_plugin(world):
     source = """
 from vla.parts import Part, Need
 from vla.layout import Layout
-OFFERS = Part("head", "off", "", offers=lambda s, i: i["nothing"])
-NEEDS = Part("head", "nee", "", needs=lambda s: 1 / 0)
-SLOT = Part("head", "slo", "", needs=(Need("wheels", "x", "true", True, "why"),))
-LAYOUT = Part("head", "lay", "", layout=lambda s, i: Layout.parse("a b"))
-NONE = Part("head", "non", "")
-EXPERT = Part("head", "exp", "", layout=lambda s, i: Layout.parse("action action action"))
+OFFERS = Part("head", "off", "", contract=2, offers=lambda s, i: i["nothing"])
+NEEDS = Part("head", "nee", "", contract=2, needs=lambda s: 1 / 0)
+SLOT = Part("head", "slo", "", contract=2, needs=(Need("wheels", "x", "true", True, "why"),))
+LAYOUT = Part("head", "lay", "", contract=2, layout=lambda s, i: Layout.parse("a b"))
+NONE = Part("head", "non", "", contract=2)
+EXPERT = Part("head", "exp", "", contract=2, layout=lambda s, i: Layout.parse("action action action"))
 """
     entries = {
         "off": "faulty:OFFERS",
@@ -366,7 +366,7 @@ def upgrade(old, version):
     assert version == 1
     return {"breadth": old.pop("width", 3), **old}
 
-PART = Part("head", "grown", "", settings=S, settings_version=2, upgrade=upgrade, layout=lambda s, i: Layout.parse("prompt backbone prompt"))
+PART = Part("head", "grown", "", contract=2, settings=S, settings_version=2, upgrade=upgrade, layout=lambda s, i: Layout.parse("prompt backbone prompt"))
 """
     world.add("grown", {"vla.heads": {"grown": "grown:PART"}}, {"grown": source})
     old = FILE.replace('part = "toyflow"', 'part = "grown"\nfrom = "grown 0.9"\nwidth = 7')

@@ -15,6 +15,7 @@ for needed in ("jax", "torch", "vla_head_flow", "vla_llm_gemma", "vla_vision_sig
     pytest.importorskip(needed)
 
 from vla.compose import build  # noqa: E402
+from vla.contracts import Sampling  # noqa: E402
 from vla.errors import SettingsError, StoreError  # noqa: E402
 from vla.params import count, shapes, table  # noqa: E402
 from vla.store import read_weights  # noqa: E402
@@ -44,7 +45,7 @@ def engines(config, type="pi0", **sets):
     variant = world.small_variant(type, **sets)
     made = world.prepared(config, variant=variant)
     samples = Samples(made.dataset, made.group.inputs, 3, 1e9)
-    loader = Loader(samples, made.train_index, variant, config, made.collate)
+    loader = Loader(samples, made.train_index, variant, config)
     start = TorchEngine(variant, TrainConfig(seed=config.seed, ema_decay=0)).weights()
     copy = {k: v.copy() for k, v in start.items()}
     return variant, TorchEngine(variant, config, start), JaxEngine(variant, config, copy), loader, start
@@ -138,10 +139,10 @@ def test_the_merged_model_is_the_adapted_one(trained):
         np.testing.assert_allclose(
             alone.evaluate(obs, actions, draws)["loss"], engine.evaluate(obs, actions, draws)["loss"], rtol=1e-5
         )
-        one, two = (e.sample(obs, noise, None)["actions"] for e in (alone, engine))
+        one, two = (e.sample(obs, noise, Sampling())["actions"] for e in (alone, engine))
         close(one, two, 1e-5)
         base = kind(variant, plain, {k: v for k, v in engine.weights().items() if "lora_" not in k})
-        assert np.abs(base.sample(obs, noise, None)["actions"] - one).max() > 1e-3  # adapters matter
+        assert np.abs(base.sample(obs, noise, Sampling())["actions"] - one).max() > 1e-3  # adapters matter
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
@@ -163,12 +164,10 @@ def test_decoding_with_packed_projections_sees_the_adapters(framework):
     engine.load_state(state)
     alone = kind(variant, TrainConfig(ema_decay=0), lora.merged(engine.weights(), engine.adapters))
     made = world.prepared(config, variant=variant)
-    from vla.contracts import observation_from
-
-    obs = observation_from(world.collate([world.Group.inputs(made.dataset.sample(i, 3)) for i in range(4)]))
+    obs = made.batch([world.Group.inputs(made.dataset.sample(i, 3)) for i in range(4)])[0]
     ids = np.arange(100, 140)
     grammar = DecodeGrammar((), ids, np.ones(len(ids), int), 12, (1,))
-    one, two = (e.sample(obs, None, grammar)["tokens"] for e in (alone, engine))
+    one, two = (e.sample(obs, None, Sampling(grammar=grammar))["tokens"] for e in (alone, engine))
     assert np.array_equal(one, two) and len(np.unique(one)) > 2
 
 
@@ -228,7 +227,7 @@ def test_it_goes_with_the_other_options(values, bound):
         config = with_lora(3, lr=1e-2, **own)
         made = world.prepared(config)
         loader = Loader(
-            Samples(made.dataset, made.group.inputs, 3, 1e9), made.train_index, made.variant, config, made.collate
+            Samples(made.dataset, made.group.inputs, 3, 1e9), made.train_index, made.variant, config
         )
         engine = TorchEngine(made.variant, config)
         curves.append([r["loss"] for r in engine.read([engine.step(loader.batch(k).micro, 1e-2) for k in range(3)])])

@@ -11,7 +11,7 @@ from vla.cli import main
 from vla.errors import PartError
 from vla.parts import GROUPS
 
-GOOD = "from vla.parts import Part\nPART = Part('head', '{name}', 'fine')\n"
+GOOD = "from vla.parts import Part\nPART = Part('head', '{name}', 'fine', contract=2)\n"
 PART = "from vla.parts import Part\n"
 
 # What can be wrong with a plugin: module source, and words of the reason that the user sees.
@@ -25,19 +25,19 @@ BROKEN = {
     "lacks_the_object": ("OTHER = 1", ["AttributeError", "PART"]),
     "publishes_a_wrong_type": ("PART = dict(kind='head')", ["is a dict, not a vla.Part"]),
     "publishes_a_wrong_kind": (PART + "PART = Part('llm', 'bad', '')", ["it is a 'llm'", "as a 'head'"]),
-    "has_another_name": (PART + "PART = Part('head', 'good', '')", ["calls itself 'good'"]),
+    "has_another_name": (PART + "PART = Part('head', 'good', '', contract=2)", ["calls itself 'good'"]),
     "speaks_a_newer_contract": (
         PART + "PART = Part('head', 'bad', '', contract=99)",
-        ["contract 99", "speaks 1", "upgrade vla-core"],
+        ["contract 99", "speaks 2", "upgrade vla-core"],
     ),
     "speaks_an_older_contract": (
-        PART + "PART = Part('head', 'bad', '', contract=0)",
-        ["contract 0", "upgrade bad-dist"],
+        PART + "PART = Part('head', 'bad', '')",
+        ["contract 1", "speaks 2", "upgrade bad-dist", "`sample(model, obs, noise, sampling)`", "model.decoder"],
     ),
-    "has_settings_of_no_attrs_class": (PART + "PART = Part('head', 'bad', '', settings=dict)", ["not an attrs class"]),
-    "has_a_malformed_slot": (PART + "PART = Part('head', 'bad', '', slots={'x': ('nokind', 'y')})", ["slot 'x'"]),
+    "has_settings_of_no_attrs_class": (PART + "PART = Part('head', 'bad', '', contract=2, settings=dict)", ["not an attrs class"]),
+    "has_a_malformed_slot": (PART + "PART = Part('head', 'bad', '', contract=2, slots={'x': ('nokind', 'y')})", ["slot 'x'"]),
     "has_a_preset_of_nothing": (
-        PART + "PART = Part('head', 'bad', '', presets={'tiny': {'z': 1}})",
+        PART + "PART = Part('head', 'bad', '', contract=2, presets={'tiny': {'z': 1}})",
         ["preset 'tiny'", "'z'"],
     ),
     "raises_a_bare_base_exception": ("class Odd(BaseException): pass\nraise Odd()", ["Odd"]),

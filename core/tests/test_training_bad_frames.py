@@ -43,7 +43,7 @@ def run(out, config, bad=(), **options):
 def loader_of(config, data, index=None, shares=()):
     made = world.prepared(config)
     index = made.train_index if index is None else index
-    return Loader(Samples(data, made.group.inputs, 3, 0), index, made.variant, config, made.collate, shares=shares)
+    return Loader(Samples(data, made.group.inputs, 3, 0), index, made.variant, config, shares=shares)
 
 
 def weights(out, step):
@@ -93,7 +93,7 @@ def test_stand_ins_are_good_frames_and_a_function_of_seed_step_and_row():
         assert a.ids.tolist() == b.ids.tolist() and not bad & set(a.ids.tolist())
         assert bad & set(asked.tolist()) <= set(a.bad) <= bad
         assert all(x == y for x, y in zip(a.ids.tolist(), asked.tolist(), strict=True) if y not in bad)
-    halves = [Loader(one.samples, one.index, one.variant, config, one.collate, rows=slice(k, k + 2)) for k in (0, 2)]
+    halves = [Loader(one.samples, one.index, one.variant, config, rows=slice(k, k + 2)) for k in (0, 2)]
     assert [i for half in halves for i in half.batch(3).ids.tolist()] == one.batch(3).ids.tolist()
     assert stand_ins(1, 2, 3, 45, 32).tolist() == stand_ins(1, 2, 3, 45, 32).tolist()
     assert len({tuple(stand_ins(1, s, r, 45, 32)) for s in range(4) for r in range(4)}) == 16

@@ -10,6 +10,7 @@ import pytest
 for needed in ("jax", "torch", "vla_head_flow", "vla_llm_gemma", "vla_vision_siglip", "vla_backbone_paligemma"):
     pytest.importorskip(needed)
 
+from vla.contracts import Sampling  # noqa: E402
 from vla.errors import SettingsError  # noqa: E402
 from vla.manifest import verify_folder  # noqa: E402
 from vla.testing.closeness import close  # noqa: E402
@@ -33,7 +34,7 @@ def pair():
     config = world.config(STEPS, freeze=("backbone.vision",)).planned()
     made = world.prepared(config)
     samples = Samples(made.dataset, made.group.inputs, 3, 1e9)
-    loader = Loader(samples, made.train_index, made.variant, config, made.collate)
+    loader = Loader(samples, made.train_index, made.variant, config)
     torch = TorchEngine(made.variant, config)
     jax = JaxEngine(made.variant, config, {k: v.copy() for k, v in torch.weights().items()})
     curves = {"torch": [], "jax": []}
@@ -73,7 +74,7 @@ def test_validation_and_sampling_agree(pair):
     one, two = (e.evaluate(obs, actions, draws) for e in (torch, jax))
     np.testing.assert_allclose(one["loss/actions"], two["loss/actions"], rtol=1e-4)
     noise = np.random.default_rng(0).normal(size=(4, 3, 4)).astype(np.float32)
-    one, two = (e.sample(obs, noise, None)["actions"] for e in (torch, jax))
+    one, two = (e.sample(obs, noise, Sampling())["actions"] for e in (torch, jax))
     close(one, two, 2e-5)
 
 
@@ -124,7 +125,7 @@ def test_killed_and_resumed_it_ends_the_same(tmp_path):
     world.survive(tmp_path / "uninterrupted", "jax", 0, env, lambda out: out.rename(whole))
     reference = checkpoints.load_checkpoint(whole, 20).arrays
     made, config = world.prepared(world.config(20)), world.config(20)
-    expected = Loader(Samples(made.dataset, None, 3, 0), made.train_index, made.variant, config, made.collate)
+    expected = Loader(Samples(made.dataset, None, 3, 0), made.train_index, made.variant, config)
 
     def check(out):
         found = checkpoints.load_checkpoint(out, 20).arrays

@@ -88,7 +88,7 @@ def test_order_does_not_depend_on_workers_or_micro_batches(workers):
         config = world.config(30, **values)
         made = world.prepared(config)
         samples = Samples(made.dataset, made.group.inputs, 3, 0)
-        loader = Loader(samples, made.train_index, made.variant, config, made.collate)
+        loader = Loader(samples, made.train_index, made.variant, config)
         return [b.ids.tolist() for b in loader.stream(4, 30)], loader.batch(7)
 
     reference, batch = ids()
@@ -111,7 +111,7 @@ def test_killed_at_random_points_and_resumed_it_ends_the_same(tmp_path, whole):
     """SIGKILL, VLA_KILLS times (default 3; 50 for the record), each at a random moment of training or saving."""
     config = world.config(20)
     made = world.prepared(config)
-    expected = Loader(Samples(made.dataset, None, 3, 0), made.train_index, made.variant, config, made.collate)
+    expected = Loader(Samples(made.dataset, None, 3, 0), made.train_index, made.variant, config)
 
     def check(out):
         assert same(state_of(out, 20), state_of(whole.out, 20))
@@ -215,7 +215,7 @@ def test_a_bad_step_is_not_applied_and_reported(tmp_path):
         )
 
     config = world.config(6, save_every=1, keep_last=6, max_bad_steps=3)
-    probe = Loader(Samples(data, world.Group.inputs, 3, 0), np.arange(45), world.small_variant(), config, world.collate)
+    probe = Loader(Samples(data, world.Group.inputs, 3, 0), np.arange(45), world.small_variant(), config)
     bad_frames.add(int(probe.ids(3)[0]))
     hit = [k for k in range(6) if bad_frames & set(probe.ids(k).tolist())]
     with pytest.MonkeyPatch.context() as patch:
@@ -280,7 +280,7 @@ def test_a_broken_frame_stops_with_its_number_and_loses_nothing(tmp_path):
     config = world.config(12, workers=1, prefetch=1)
     made = world.prepared(config)
     loader = Loader(
-        Samples(made.dataset, made.group.inputs, 3, 0), made.train_index, made.variant, config, made.collate
+        Samples(made.dataset, made.group.inputs, 3, 0), made.train_index, made.variant, config
     )
     seen = {int(i) for k in range(7) for i in loader.ids(k)}
     frame = next(int(i) for i in loader.ids(7) if int(i) not in seen)

@@ -84,7 +84,7 @@ def real_engine(**values):
     config = world.config(10, **values).planned()
     made = world.prepared(config)
     loader = Loader(
-        Samples(made.dataset, made.group.inputs, 3, 1e9), made.train_index, made.variant, config, made.collate
+        Samples(made.dataset, made.group.inputs, 3, 1e9), made.train_index, made.variant, config
     )
     return TorchEngine(made.variant, config), loader
 

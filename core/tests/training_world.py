@@ -92,15 +92,6 @@ class Group:
         return {"actions": np.asarray(sample["actions"]) * 10}  # the robot's units are ten times ours
 
 
-def collate(rows: Any) -> dict[str, Any]:
-    def stack(values: Any) -> Any:
-        if isinstance(values[0], dict):
-            return {k: stack([v[k] for v in values]) for k in values[0]}
-        return np.stack([np.asarray(v) for v in values])
-
-    return {k: stack([r[k] for r in rows]) for k in rows[0]}
-
-
 class WorldPrepared(Prepared):
     """Has no statistics and no tokenizer to write."""
 
@@ -120,7 +111,7 @@ def prepared(config: TrainConfig, world: World | None = None, variant: Any = Non
     variant = variant or small_variant()
     tokenizer = SimpleNamespace(codec=None, save=lambda folder: None)
     frames = _frames(world, train), _frames(world, val)
-    return WorldPrepared(variant, world, None, tokenizer, Group, collate, None, *frames, world.digest())
+    return WorldPrepared(variant, world, None, tokenizer, Group, None, *frames, world.digest())
 
 
 def config(steps: int, **values: Any) -> TrainConfig:

@@ -1,4 +1,4 @@
-"""The contract between data and model: `Spec`, `Observation`, `Actions`, `DecodeGrammar`.
+"""The contract between data and model: `Spec`, `Observation`, `Actions`, `Sampling`, `DecodeGrammar`.
 
 Importing this module imports no array library. The records hold arrays of numpy, torch or JAX alike.
 Axes: b batch, h height, w width, s state_dim, l max_token_len, t action_horizon, d action_dim.
@@ -7,13 +7,14 @@ Axes: b batch, h height, w width, s state_dim, l max_token_len, t action_horizon
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from attrs import evolve, field, frozen
+from attrs import evolve, field, fields, frozen
 
 from vla.errors import DataError
 
 Array = Any
+Options = TypeVar("Options")
 NORMS = ("quantile", "zscore")
 
 
@@ -80,6 +81,33 @@ class DecodeGrammar:
         """The longest answer, prefix and suffix included."""
         return len(self.prefix) + self.total + len(self.suffix)
 
+    @property
+    def end(self) -> int | None:
+        """The id that ends an answer, as the tokenizer says; None: nothing does."""
+        return self.suffix[-1] if self.suffix else None
+
+
+@frozen
+class Sampling:
+    """How to sample: the options of one call, passed whole to the head, which reads those that concern it.
+
+    A head's own options are in `extra`, by name, as its part declares them (`Part.sampling`); `vla.sampling.options`
+    makes the record from plain values and refuses what no one knows. In JAX plain values are compiled in, arrays not.
+    """
+
+    num_steps: int | None = None  # of denoising; None: the head's setting
+    temperature: float = 0.0  # of token sampling; 0 is greedy
+    grammar: DecodeGrammar | None = None  # which token sequences stand for a chunk (token heads)
+    action_dim_mask: Array | None = None  # [d] bool, the action dims that the robot has; None: all
+    extra: Mapping[str, Any] = field(factory=dict)
+
+    def read(self, declared: type[Options]) -> Options:
+        """A head's own options as the record that its part declares; those not given have their default."""
+        return declared(**{a.name: self.extra[a.name] for a in fields(declared) if a.name in self.extra})  # type: ignore[arg-type]
+
+
+DEFAULT_SAMPLING = Sampling()
+
 
 def observation_from(batch: Mapping[str, Any]) -> Observation:
     """The record from a batched model-input dict (keys are the field names; other keys are ignored)."""
@@ -103,9 +131,7 @@ def drop_absent_cameras(obs: Observation) -> Observation:
     nobody sees them.
     """
     seen = [name for name, mask in obs.image_masks.items() if bool(mask.any())]
-    return evolve(
-        obs, images={n: obs.images[n] for n in seen}, image_masks={n: obs.image_masks[n] for n in seen}
-    )
+    return evolve(obs, images={n: obs.images[n] for n in seen}, image_masks={n: obs.image_masks[n] for n in seen})
 
 
 def trim_prompt(obs: Observation, multiple: int = 16) -> Observation:

@@ -33,7 +33,15 @@ TOP_SLOTS: dict[str, tuple[str, str]] = {
     "robot": ("robot", "plain"),
 }
 # kind -> the contract versions this core speaks, lowest and highest.
-CONTRACTS: dict[str, tuple[int, int]] = {kind: (1, 1) for kind in GROUPS}
+CONTRACTS: dict[str, tuple[int, int]] = {kind: (1, 1) for kind in GROUPS} | {"head": (2, 2), "llm": (2, 2)}
+# (kind, contract) -> what an author does to speak it.
+NEWS: dict[tuple[str, int], str] = {
+    ("head", 2): "`sample(model, obs, noise, sampling)` takes one `Sampling` record (num_steps, temperature, grammar, "
+    "action_dim_mask, extra), and `decode = model.decoder(obs, suffix, cond, varying)` with `decode(suffix, step)` "
+    "stands in place of prefill, look, room and extend; see docs/parts/head.md",
+    ("llm", 2): "in PyTorch the call takes `fused` and `in_place`; a cache is always written where `room` made space, "
+    "and comes back whole; see docs/parts/llm.md",
+}
 
 
 @frozen
@@ -122,6 +130,8 @@ class Part:
         draws: heads only: "module" with two numpy functions, so that both frameworks get the same random numbers:
             `draws(chosen, spec, batch, rng)` -> (nested) dict of arrays for one training step, and
             `noise(chosen, spec, batch, rng)` -> the array that sampling starts from.
+        sampling: heads only: a frozen attrs class of the options that its sampler adds, as `settings`; callers set them
+            by name (`policy.infer(obs, sampling={...})`) and the head reads them (`sampling.read(cls)`).
         params: "module" with the name tables (`vla.params`): `rows(site)`, and `openpi(site)`, `hf(site)` where they
             exist. A part without one has no weights of its own.
         settings_version, upgrade: (old settings dict, old version) -> new settings dict.
@@ -143,6 +153,7 @@ class Part:
     numpy: str | None = None
     transforms: str | None = None
     draws: str | None = None
+    sampling: type | None = None
     params: str | None = None
     settings_version: int = 1
     upgrade: Callable[[dict[str, Any], int], dict[str, Any]] | None = None

@@ -10,23 +10,23 @@ recorded, is ever returned.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from vla.contracts import Observation, check_observation, observation_from, pack
+from vla.contracts import Observation
 from vla.draws import sampling_noise
 from vla.embodiment import Embodiment
 from vla.errors import ActionError, DataError, SettingsError
+from vla.sampling import for_model, options
 from vla.store import ModelDir, open_model
 from vla.transforms.group import as_array
 from vla.transforms.text import as_text
 
 FRAMEWORKS = ("torch", "jax")
 GUARD = 5.0  # spans; see `Policy`
-MOST_STEPS = 10_000  # of one sample
 _LABELS = ("actions", "actions_is_pad")  # of a dataset's sample: the answer, which a policy must not see
 
 
@@ -54,8 +54,7 @@ class Policy:
         runner: the model in a framework (`vla.torch_kit.runner`, `vla.jax_kit.runner`).
         seed: what noise follows from when a call gives neither noise nor seeds.
         default_prompt: the instruction for observations that have none.
-        num_steps: Euler steps of flow heads; default: the head's setting.
-        temperature: of token heads; 0 is greedy.
+        sampling: options by name, for every call: `num_steps`, `temperature`, and the head's own.
         guard: a chunk with an action further beyond the recorded range (1st to 99th percentile) than this many times
             its width is refused; None: none is. `refused` counts the chunks that were not returned.
     """
@@ -67,25 +66,21 @@ class Policy:
         *,
         seed: int = 0,
         default_prompt: str | None = None,
-        num_steps: int | None = None,
-        temperature: float = 0.0,
+        sampling: Mapping[str, Any] | None = None,
         guard: float | None = GUARD,
     ):
         from vla.transforms import build_group
 
         self.model, self.runner, self.variant = model, runner, model.variant
         self.name = self.variant.name
-        self.seed, self.num_steps, self.temperature = seed, num_steps, temperature
+        self.seed = seed
         self.group = build_group(
             self.variant, stats=model.stats, tokenizer=model.tokenizer, default_prompt=default_prompt, guard=guard
         )
         self.refused = 0
         self._calls = 0
-        head, spec = self.variant.parts["head"], self.variant.spec
-        self._real_dims = np.arange(spec.action_dim) < (self.group.codec_dim or spec.action_dim)
-        self._grammar = None
-        if head.offers.get("gives") == "tokens":
-            self._grammar = model.tokenizer.grammar(spec.action_horizon, self.group.codec_dim)
+        always = for_model(self.variant, self.group.codec_dim, model.tokenizer)
+        self.sampling = options(self.variant.parts["head"], sampling or {}, always)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -110,11 +105,16 @@ class Policy:
         self.seed, self._calls = self.seed if seed is None else seed, 0
 
     def infer(
-        self, obs: Mapping[str, Any], *, noise: np.ndarray | None = None, seed: int | None = None
+        self,
+        obs: Mapping[str, Any],
+        *,
+        noise: np.ndarray | None = None,
+        seed: int | None = None,
+        sampling: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """A chunk for one observation; see `infer_batch`. noise: [t d] of the model."""
         rows = None if noise is None else as_array(noise, "noise", numbers=True)[None]
-        return self.infer_batch([obs], noise=rows, seeds=None if seed is None else [seed])[0]
+        return self.infer_batch([obs], noise=rows, seeds=None if seed is None else [seed], sampling=sampling)[0]
 
     def infer_batch(
         self,
@@ -122,6 +122,7 @@ class Policy:
         *,
         noise: np.ndarray | None = None,
         seeds: Sequence[int] | None = None,
+        sampling: Mapping[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
         """Chunks for several observations at once (one forward pass).
 
@@ -130,6 +131,7 @@ class Policy:
                 "prompt": str}`. Recorded actions in them are ignored.
             noise: what sampling starts from, [b t d] normalised; wins over `seeds`.
             seeds: one number per row from which its noise follows, whatever the other rows are.
+            sampling: options of this call by name, over those of the policy.
 
         Returns:
             Per row: "actions" float64 [t a] in the robot's units; "tokens" [n] of token heads; "policy_timing" with
@@ -146,20 +148,14 @@ class Policy:
             raise DataError("a batch is a list of observations", field="rows", got=type(rows).__name__)
         if not rows:
             return []
-        check_options(seed=self.seed, num_steps=self.num_steps, temperature=self.temperature)
+        check_seed(self.seed, "seed")
         began = time.perf_counter()
+        chosen = options(self.variant.parts["head"], sampling, self.sampling) if sampling else self.sampling
         inputs = [self._input(row) for row in rows]
         obs = self._observation(inputs)
         start = self._noise(len(rows), noise, seeds)
         ready = time.perf_counter()
-        out = self.runner.sample(
-            obs,
-            start,
-            num_steps=self.num_steps,
-            grammar=self._grammar,
-            temperature=self.temperature,
-            real_dims=self._real_dims,
-        )
+        out = self.runner.sample(obs, start, chosen)
         done = time.perf_counter()
         try:
             answers = [self._answer(out, i, np.asarray(obs.state)[i]) for i in range(len(rows))]
@@ -189,11 +185,9 @@ class Policy:
         return done
 
     def _observation(self, inputs: list[dict[str, Any]]) -> Observation:
-        from vla.transforms import collate
+        from vla.transforms import batch
 
-        obs = observation_from(collate(inputs))
-        check_observation(obs, self.variant.spec, self.variant.parts["backbone"].offers.get("vocab_size"))
-        return pack(obs)
+        return batch(inputs, self.variant.spec, self.variant.parts["backbone"].offers.get("vocab_size"))[0]
 
     def _noise(self, batch: int, noise: np.ndarray | None, seeds: Sequence[int] | None) -> np.ndarray | None:
         head, spec = self.variant.parts["head"], self.variant.spec
@@ -254,6 +248,7 @@ def open(
     default_prompt: str | None = None,
     num_steps: int | None = None,
     temperature: float = 0.0,
+    sampling: Mapping[str, Any] | None = None,
     guard: float | None = GUARD,
     verify: bool = True,
 ) -> Policy:
@@ -264,7 +259,10 @@ def open(
         framework: "torch" or "jax"; the weights serve both.
         device: e.g. "cpu", "cuda"; default: an accelerator when there is one.
         precision: "float32" or "bfloat16" (compute; weights stay float32).
-        seed, default_prompt, num_steps, temperature, guard: see `Policy`.
+        seed, default_prompt, guard: see `Policy`.
+        num_steps: denoising steps of chunk heads; default: the head's setting.
+        temperature: of token heads; 0 is greedy.
+        sampling: these and the head's own options by name, for every call.
         verify: check the digest of every file first.
 
     Raises:
@@ -273,8 +271,13 @@ def open(
         SettingsError: a framework that is unknown, not installed, or that a part does not run in.
     """
     model = open_model(folder, verify=verify)
-    options = {"default_prompt": default_prompt, "num_steps": num_steps, "temperature": temperature, "guard": guard}
-    return _policy(model, model.read(), framework, device, precision, seed=seed, **options)
+    named = {} if num_steps is None else {"num_steps": num_steps}
+    if temperature != 0 or "temperature" not in (sampling or {}):
+        named["temperature"] = temperature
+    if twice := sorted(named.keys() & (sampling or {}).keys()):
+        raise SettingsError("an option of sampling is given twice", field=twice[0], fix="give it once")
+    options = {"default_prompt": default_prompt, "guard": guard, "sampling": {**(sampling or {}), **named}}
+    return _policy(model, model.read, framework, device, precision, seed=seed, **options)
 
 
 def untrained(
@@ -282,20 +285,21 @@ def untrained(
 ) -> Policy:
     """A policy with fresh weights: what training has to beat."""
     model = ModelDir(Path(), variant, Path(), stats, tokenizer, {}, "untrained")
-    policy = _policy(model, None, framework, device, "float32", seed=seed, guard=None)
+    policy = _policy(model, lambda: None, framework, device, "float32", seed=seed, guard=None)
     policy.name = f"{policy.name} (untrained)"
     return policy
 
 
 def _policy(
-    model: ModelDir, weights: Mapping[str, np.ndarray] | None, framework: str, device: str | None, precision: str,
-    **options: Any,
+    model: ModelDir, read: Callable[[], Mapping[str, np.ndarray] | None], framework: str, device: str | None,
+    precision: str, *, sampling: Mapping[str, Any] | None = None, **others: Any,
 ) -> Policy:  # fmt: skip
     if framework not in FRAMEWORKS:
         raise SettingsError("unknown framework", field="framework", got=framework, expected=list(FRAMEWORKS))
     if precision not in ("float32", "bfloat16"):
         raise SettingsError("unknown precision", field="precision", got=precision, expected=["float32", "bfloat16"])
-    check_options(**options)
+    check_options(**others)
+    options(model.variant.parts["head"], sampling or {})  # refused before weights are read
     if framework not in model.variant.frameworks():
         lacking = [p for p, c in model.variant.walk() if c.part.frameworks() and framework not in c.part.frameworks()]
         raise SettingsError(
@@ -317,16 +321,14 @@ def _policy(
             fix=f"pip install 'vla-core[{framework}]'",
         ) from error
     source = str(model.weights)
-    runner = load(model.variant, weights, device=device, precision=precision, seed=options["seed"], source=source)
-    return Policy(model, runner, **options)
+    runner = load(model.variant, read(), device=device, precision=precision, seed=others["seed"], source=source)
+    return Policy(model, runner, sampling=sampling, **others)
 
 
 def check_options(
     *,
     seed: Any = 0,
     default_prompt: Any = None,
-    num_steps: Any = None,
-    temperature: Any = 0.0,
     guard: Any = None,
 ) -> None:
     """Refuse options of a policy that mean nothing.
@@ -335,17 +337,9 @@ def check_options(
         SettingsError: naming the option, its value and what it may be.
     """
     check_seed(seed, "seed")
-    if num_steps is not None and not (_is_whole(num_steps) and 1 <= num_steps <= MOST_STEPS):
-        raise SettingsError(
-            "sampling takes a whole number of steps", field="num_steps", got=num_steps, expected=f"1 to {MOST_STEPS}"
-        )
-    for name, value, wanted in (
-        ("temperature", temperature, "a number >= 0; 0 is greedy"),
-        ("guard", 0.0 if guard is None else guard, "a number of spans >= 0, or None"),
-    ):
-        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not number or not 0 <= value < np.inf:
-            raise SettingsError(f"no such {name}", field=name, got=value, expected=wanted)
+    number = isinstance(guard, int | float | np.number) and not isinstance(guard, bool)
+    if guard is not None and (not number or not 0 <= guard < np.inf):
+        raise SettingsError("no such guard", field="guard", got=guard, expected="a number of spans >= 0, or None")
     if default_prompt is not None:
         try:
             as_text(default_prompt)

@@ -19,8 +19,9 @@ from typing import Any
 import attrs
 from attrs import frozen
 
+from vla.contracts import Sampling
 from vla.errors import PartError
-from vla.parts import CONTRACTS, GROUPS, MODEL_TYPES_GROUP, ModelType, Part
+from vla.parts import CONTRACTS, GROUPS, MODEL_TYPES_GROUP, NEWS, ModelType, Part
 
 CORE = "vla-core"
 HOOKS_GROUP = "vla.hooks"
@@ -317,27 +318,30 @@ def _faults(item: Listed, part: Part) -> Iterator[str]:
     if part.kind != item.kind:
         yield f"it is a {part.kind!r}, published in {ALL_GROUPS[item.kind]} as a {item.kind!r}"
         return
-    low, high = CONTRACTS[item.kind]
+    if part.name != item.name:
+        yield f"it calls itself {part.name!r}, its entry point {item.name!r}"
+    yield from part_faults(part, item.dist)
+
+
+def part_faults(part: Part, dist: str = "it") -> Iterator[str]:
+    """What is malformed in a part, one line each; `dist` is who must mend it."""
+    low, high = CONTRACTS.get(part.kind, (1, 1))
     if not isinstance(part.contract, int) or not low <= part.contract <= high:
         speaks = f"{low}" if low == high else f"{low} to {high}"
         newer = isinstance(part.contract, int) and part.contract > high
+        news = "" if newer or (part.kind, high) not in NEWS else f". Since then: {NEWS[part.kind, high]}"
         yield (
-            f"it speaks {item.kind} contract {part.contract}, this vla-core speaks {speaks}: "
-            f"upgrade {CORE if newer else item.dist}"
+            f"it speaks {part.kind} contract {part.contract}, this vla-core speaks {speaks}: "
+            f"upgrade {CORE if newer else dist}{news}"
         )
-    if part.name != item.name:
-        yield f"it calls itself {part.name!r}, its entry point {item.name!r}"
-    yield from part_faults(part)
-
-
-def part_faults(part: Part) -> Iterator[str]:
-    """What is malformed in a part, one line each."""
     if not attrs.has(part.settings):
         yield f"its settings ({part.settings!r}) are not an attrs class"
         return
     fields = attrs.fields_dict(part.settings)
     if missing := [name for name, a in fields.items() if a.default is attrs.NOTHING]:
         yield f"its setting {missing[0]!r} has no default"
+    if part.sampling is not None:
+        yield from _sampling_faults(part.sampling)
     for slot, value in part.slots.items():
         if not (isinstance(value, tuple) and len(value) == 2 and value[0] in GROUPS and isinstance(value[1], str)):
             yield f"its slot {slot!r} is {value!r}, not (kind, default name)"
@@ -348,6 +352,18 @@ def part_faults(part: Part) -> Iterator[str]:
     for name, preset in part.presets.items():
         if unknown := [key for key in preset if key not in fields]:
             yield f"its preset {name!r} sets {unknown[0]!r}, which is no setting of it"
+
+
+def _sampling_faults(declared: Any) -> Iterator[str]:
+    if not attrs.has(declared):
+        yield f"its options of sampling ({declared!r}) are not an attrs class"
+        return
+    known = attrs.fields_dict(Sampling)
+    for name, option in attrs.fields_dict(declared).items():
+        if option.default is attrs.NOTHING:
+            yield f"its option of sampling {name!r} has no default"
+        if name in known:
+            yield f"its option of sampling {name!r} has the name of one that all heads share"
 
 
 # Keys of a part's table in a variant file that are not settings.

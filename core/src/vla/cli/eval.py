@@ -46,8 +46,8 @@ def evaluate(
             observation/image=images/front; with any, only these and the instruction are sent; may be repeated.
         api_key: the key of that server; better in the environment variable VLA_API_KEY.
         env: the environment, e.g. tabletop.
-        set: path=value, a setting of the environment, e.g. env.families='["touch"]', or of the data, e.g.
-            data.preset=tiny; may be repeated.
+        set: path=value, a setting of the environment, e.g. env.families='["touch"]', of the data, e.g.
+            data.preset=tiny, or of the head's sampler, e.g. sampling.temperature=1.0; may be repeated.
         preset: settings of the environment by name, e.g. tiny.
         episodes: how many. The same seed gives the same episodes.
         seed: chooses the episodes.
@@ -60,7 +60,7 @@ def evaluate(
         data: demonstrations for mean-action and nearest; default: those that the model was trained on.
         framework: torch or jax.
         device: cpu, cuda, ...; default: an accelerator when there is one.
-        num_steps: Euler steps of flow heads; 0: the model's setting.
+        num_steps: denoising steps of chunk heads; 0: the model's setting.
         clips: successes and failures to film, this many of each.
         out: a folder for report.html, results.json and videos.
         overwrite: replace the report that is there.
@@ -83,6 +83,7 @@ def evaluate(
     if unknown := [name for name in against if name not in BASELINES]:
         raise SettingsError("no such baseline", field="--against", got=unknown[0], expected=list(BASELINES))
     scene, of_data = split_sets(set, "data")
+    scene, sampling = split_sets(scene, "sampling")
     if of_data and not data:
         raise SettingsError("settings of data that is not named", field="--set", got=f"data.{next(iter(of_data))}",
                             fix="add --data DATA")  # fmt: skip
@@ -93,7 +94,7 @@ def evaluate(
     opened: Any = (
         _remote(policy, send, api_key, against, data)
         if policy
-        else open_policy(model, framework, device=device or None, num_steps=num_steps or None)
+        else open_policy(model, framework, device=device or None, num_steps=num_steps or None, sampling=sampling)
     )
     dataset = _demonstrations(opened, data, of_data) if any(name in FROM_DATA for name in against) else None
     films: list[Any] = []

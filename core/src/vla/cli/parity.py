@@ -83,12 +83,12 @@ def _inputs(variant: Any, stats: Any, tokenizer: Any, data: str, batch: int, see
 
     if not data:
         return random_batch(variant, batch=batch, seed=seed), None
-    from vla.contracts import Actions, check_observation, observation_from, pack
     from vla.datasets import open_dataset
     from vla.draws import sampling_noise, training_draws
     from vla.errors import SettingsError
     from vla.tokenizer import open_tokenizer
-    from vla.transforms import build_group, collate
+    from vla.transforms import batch as batched
+    from vla.transforms import build_group
 
     if stats is None:
         raise SettingsError(
@@ -102,13 +102,11 @@ def _inputs(variant: Any, stats: Any, tokenizer: Any, data: str, batch: int, see
     group = build_group(variant, stats=stats, tokenizer=tokenizer)
     rng = np.random.default_rng(seed)
     frames = rng.choice(len(dataset), min(batch, len(dataset)), replace=False)
-    rows = collate([group.inputs(dataset.sample(int(i), spec.action_horizon)) for i in frames])
-    obs = observation_from(rows)
-    check_observation(obs, spec, variant.parts["backbone"].offers.get("vocab_size"))
-    actions = Actions(rows["actions"], rows.get("actions_mask"))
+    rows = [group.inputs(dataset.sample(int(i), spec.action_horizon)) for i in frames]
+    obs, actions = batched(rows, spec, variant.parts["backbone"].offers.get("vocab_size"))
     draws, noise = (draw(head, spec, len(frames), rng) for draw in (training_draws, sampling_noise))
     grammar = tokenizer.grammar(spec.action_horizon, group.codec_dim) if head.offers.get("gives") == "tokens" else None
-    return (pack(obs), actions, draws, noise), grammar
+    return (obs, actions, draws, noise), grammar
 
 
 def _table(variant: Any, found: list[Any], every: bool) -> Any:

@@ -19,6 +19,7 @@ def sample(
     device: str = "",
     num_steps: int = 0,
     temperature: float = 0.0,
+    set: tuple[str, ...] = (),
     json: bool = False,
 ) -> int:
     """The chunk of actions of a model for a recorded observation, beside the recorded actions.
@@ -32,8 +33,9 @@ def sample(
         seed: of the noise that sampling starts from.
         framework: torch or jax.
         device: cpu, cuda, ...; default: an accelerator when there is one.
-        num_steps: Euler steps of flow heads; 0: the model's setting.
+        num_steps: denoising steps of chunk heads; 0: the model's setting.
         temperature: of token heads; 0 is greedy.
+        set: sampling.NAME=VALUE, an option of the head's sampler; may be repeated.
         json: print JSON.
     """
     import json as text
@@ -41,10 +43,17 @@ def sample(
     import numpy as np
 
     from vla.datasets import open_dataset, open_recorded
-    from vla.errors import DataError
+    from vla.errors import DataError, SettingsError
     from vla.policy import open as open_policy
+    from vla.settings import split_sets
 
-    policy = open_policy(model, framework, device=device or None, num_steps=num_steps or None, temperature=temperature)
+    others, sampling = split_sets(set, "sampling")
+    if others:
+        raise SettingsError("no such setting", field="--set", got=next(iter(others)), expected="sampling.NAME=VALUE")
+    policy = open_policy(
+        model, framework, device=device or None, num_steps=num_steps or None, temperature=temperature,
+        sampling=sampling,
+    )  # fmt: skip
     dataset = open_dataset(data) if data else open_recorded(policy.model.record)
     if not 0 <= episode < len(dataset.episodes):
         raise DataError("no such episode", field="--episode", got=episode, expected=f"0 to {len(dataset.episodes) - 1}")

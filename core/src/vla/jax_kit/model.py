@@ -1,8 +1,8 @@
 """The policy model in JAX: a backbone and a head joined by the head's layout. Mirror of `torch_kit/model.py`.
 
 The model is a pure function of its weights and of arrays of static shape: it never looks at a value on the host, so
-it can be compiled, captured or batched by whoever calls it. Encoding the prefix (`prefill`) and advancing the
-actions (`extend`) are separate entry points.
+it can be compiled, captured or batched by whoever calls it. Encoding the prefix (`VLA.decoder`) and running the head's
+tokens over it (the `Decoder`) are separate steps.
 
 What others use:
 
@@ -12,19 +12,19 @@ What others use:
     weights_of(gradients, variant)                # any tree like the model's parameters
     graph, params = split(model)                  # static and traced half; params: a pytree, all float32
     losses = merge(graph, params).loss(obs, actions, draws)     # inside your own `jax.jit`
-    model.sample(obs, noise, num_steps=10)        # compiled once per shape, kept for the process
+    model.sample(obs, noise, Sampling(num_steps=10))            # compiled once per shape, kept for the process
     loss_and_gradients(graph, params, obs, actions, draws)      # the same for one training step
     with autocast("bfloat16"): ...                # inside the traced function; or dtype="bfloat16" above
 
-Observation, Actions and DecodeGrammar pass through `jax.jit` as they are (this module registers them); numpy arrays
-in them are fine. Cameras keep their order.
+Observation, Actions, Sampling and DecodeGrammar pass through `jax.jit` as they are (this module registers them); numpy
+arrays in them are fine. Cameras keep their order.
 
 Axes: B batch, T tokens, S cached and new tokens, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,13 +32,13 @@ import jax
 import numpy as np
 from attrs import evolve, field, fields, frozen
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 from jax import numpy as jnp
 
 from vla.compose import Variant, load_object
-from vla.contracts import Actions, DecodeGrammar, Observation, Spec
+from vla.contracts import DEFAULT_SAMPLING, Actions, DecodeGrammar, Observation, Sampling, Spec
 from vla.jax_kit.ops import autocast
-from vla.layout import BACKBONE, Layout, Span, attention_mask, clip, positions
+from vla.layout import BACKBONE, Layout, LayoutError, Span, attention_mask, clip, positions
 from vla.params import Row, table, to_other, to_torch
 
 
@@ -119,7 +119,7 @@ class VLA(nnx.Module):
 
         Equal to `_fused` on the observation repeated, at a fraction of the cost: the prefix is most of it.
         """
-        cache = self.prefill(prefix, hidden=BACKBONE in entry.outputs)
+        cache = self._prefill(prefix, hidden=BACKBONE in entry.outputs)
         length, k = cache.roles.shape[1], entry.draws
         repeated = Cache(
             jax.tree.map(lambda a: jnp.repeat(a, k, 1), cache.layers),
@@ -127,7 +127,7 @@ class VLA(nnx.Module):
             jnp.repeat(cache.valid, k, 0),
             {},
         )
-        mask, where = self.look(repeated, entry.tokens)
+        mask, where = self._masks_for(repeated, entry.tokens)
         reads = self.layout.reads([t.span for t in (*prefix, *entry.tokens)])
         outs, _ = self.backbone.llm(
             _streams(entry.tokens),
@@ -135,7 +135,7 @@ class VLA(nnx.Module):
             where,
             styles=self._styles(entry.cond),
             reads=clip(reads, length, mask.shape[2]),
-            cache=repeated.layers,
+            cache=self.backbone.llm.room(repeated.layers, mask.shape[1]),
             write_at=length,
             outputs=entry.outputs,
         )
@@ -146,39 +146,18 @@ class VLA(nnx.Module):
         return sum(weight * losses[name].mean() for name, weight in self.head.weights().items())  # type: ignore[return-value]
 
     def sample(
-        self,
-        obs: Observation,
-        noise: Any | None,
-        *,
-        num_steps: int | None = None,
-        grammar: DecodeGrammar | None = None,
-        temperature: float = 0.0,
-        real_dims: Any | None = None,
-        dtype: str | None = None,
+        self, obs: Observation, noise: Any | None, sampling: Sampling = DEFAULT_SAMPLING, *, dtype: str | None = None
     ) -> dict[str, Array]:
         """One chunk per row: {"actions": [B t d]}, or {"tokens": [B n]} from a token head. Compiled once per shape.
 
         Args:
             obs: the observation, without targets.
             noise: what `vla.draws.sampling_noise` drew.
-            num_steps: Euler steps; default the head's setting.
-            grammar: which token sequences stand for a chunk (token heads).
-            temperature: of token sampling; 0 is greedy.
-            real_dims: [d] bool, the action dims that the robot has; default all.
+            sampling: the options.
             dtype: of matrix products (`autocast`); None: float32.
         """
         graph, params = split(self)
-        return sample(
-            graph,
-            params,
-            obs,
-            noise,
-            grammar,
-            real_dims,
-            num_steps=num_steps,
-            temperature=temperature,
-            dtype=dtype,
-        )
+        return sample(graph, params, obs, noise, sampling, dtype=dtype)
 
     def embed(self, obs: Observation) -> tuple[Tokens, ...]:
         """The prefix: image tokens camera by camera, then the prompt (and its targets, where the layout has them)."""
@@ -199,7 +178,48 @@ class VLA(nnx.Module):
             return Tokens(("prompt",), BACKBONE, x, valid & (is_target == 0))
         return Tokens(("prompt", "target"), BACKBONE, x, valid, which=is_target)
 
-    def prefill(self, tokens: Sequence[Tokens], *, hidden: bool = False) -> Cache:
+    def decoder(
+        self,
+        obs: Observation,
+        suffix: Sequence[Tokens],
+        cond: Mapping[str, Array] | None = None,
+        varying: Iterable[str] | None = None,
+        *,
+        prefix: Sequence[Tokens] = (),
+        hidden: bool = False,
+    ) -> Decoder:
+        """Encode the prefix once: what that is, the layout decides, namely all that sees nothing which steps change.
+
+        Args:
+            obs: the observation, without targets.
+            suffix: the head's tokens as they are at the first step; those that no step changes join the prefix.
+            cond: expert -> the condition of every step [R C]. Under one, all roles of the expert change.
+            varying: roles that change from step to step; default all of the suffix.
+            prefix: more tokens behind images and prompt.
+            hidden: keep the hidden states of the prefix, as `Decoder.hidden`.
+
+        Raises:
+            LayoutError: images or prompt see what changes, so that they cannot be encoded once.
+        """
+        cond = cond or {}
+        given = (*self.embed(obs), *prefix)
+        changing = {r for t in suffix for r in t.roles} if varying is None else set(varying)
+        changing |= {row.role for row in self.layout.rows if row.expert in cond}
+        fixed = self.layout.cacheable(changing)
+        if ahead := {role for t in given for role in t.roles} - {*fixed, *changing}:
+            raise LayoutError(
+                "the prefix sees what sampling changes, so that it cannot be encoded once",
+                field=sorted(ahead)[0], got=sorted(changing), fix="let images and prompt see each other alone",
+            )  # fmt: skip
+        still, moving = [], []
+        for t in suffix:
+            (still if set(t.roles) <= set(fixed) else moving).append(t)
+        cache = self._prefill((*given, *still), hidden=hidden)
+        mask, where = self._masks_for(cache, moving)
+        layers = self.backbone.llm.room(cache.layers, mask.shape[1])
+        return Decoder(self, evolve(cache, layers=layers), fixed, mask, where, self._styles(cond))
+
+    def _prefill(self, tokens: Sequence[Tokens], *, hidden: bool) -> Cache:
         """Encode what later tokens only read. Without `hidden` the last layer stops after its keys and values."""
         roles, valid = self._roles_and_valid(tokens)
         outs, layers = self.backbone.llm(
@@ -211,33 +231,12 @@ class VLA(nnx.Module):
         )
         return Cache(layers, roles, valid, _split(tokens, outs))
 
-    def room(self, cache: Cache, tokens: int) -> Cache:
-        """The cache with room for later tokens, allocated once."""
-        return evolve(cache, layers=self.backbone.llm.room(cache.layers, tokens))
-
-    def look(self, cache: Cache, tokens: Sequence[Tokens]) -> tuple[Array, Array]:
-        """Mask [B n S+n] and positions [B n] of new tokens behind a cache: depend on no value, compute them once."""
+    def _masks_for(self, cache: Cache, tokens: Sequence[Tokens]) -> tuple[Array, Array]:
+        """Mask [B n S+n] and positions [B n] of new tokens behind a cache; no value changes them: compute once."""
         roles, valid = self._roles_and_valid(tokens)
         n = roles.shape[1]
         roles, valid = jnp.concatenate([cache.roles, roles], 1), jnp.concatenate([cache.valid, valid], 1)
         return attention_mask(self.layout, roles, valid, n), positions(self.layout, roles, valid, n)
-
-    def extend(
-        self,
-        cache: Cache,
-        tokens: Sequence[Tokens],
-        look: tuple[Array, Array],
-        styles: Mapping[str, Any],
-        offset: Any = 0,
-    ) -> tuple[dict[str, Array], Cache]:
-        """Run new tokens over the cached prefix: role -> hidden [B n D], and the cache with them.
-
-        They are written `offset` behind the prefix.
-        """
-        mask, where = look
-        at = cache.roles.shape[1] + offset
-        outs, layers = self.backbone.llm(_streams(tokens), mask, where, styles=styles, cache=cache.layers, write_at=at)
-        return _split(tokens, outs), evolve(cache, layers=layers)
 
     def _styles(self, cond: Mapping[str, Array]) -> dict[str, Any]:
         return {expert: self.backbone.llm.styles(expert, c) for expert, c in cond.items()}
@@ -250,6 +249,46 @@ class VLA(nnx.Module):
                 role = jnp.where(t.which == i, self.layout.role_id(name), role)
             roles.append(role)
         return jnp.concatenate(roles, 1), jnp.concatenate([t.valid for t in tokens], 1)
+
+
+@frozen(eq=False)
+class Decoder:
+    """An encoded prefix, and all that running a head's tokens over it needs; `VLA.decoder` makes one per answer."""
+
+    model: VLA
+    cache: Cache
+    fixed: tuple[str, ...]  # roles that are in the cache; the suffix may name them
+    mask: Array  # [B n S+n], of all the tokens that are to come
+    positions: Array  # [B n]
+    styles: Mapping[str, Any]  # expert -> its modulation at every row of the condition, computed at once
+
+    @property
+    def hidden(self) -> Mapping[str, Array]:
+        """Role -> hidden [B n D] of the prefix, when asked for."""
+        return self.cache.hidden
+
+    def __call__(self, suffix: Sequence[Tokens], step: Any = 0) -> dict[str, Array]:
+        """Role -> hidden [B n D] of the suffix, at row `step` of the condition."""
+        tokens = [t for t in suffix if not set(t.roles) <= set(self.fixed)]
+        llm = self.model.backbone.llm
+        styles = {expert: llm.style_at(s, step) for expert, s in self.styles.items()}
+        outs, _ = llm(
+            _streams(tokens), self.mask, self.positions, styles=styles, cache=self.cache.layers,
+            write_at=self.cache.roles.shape[1],
+        )  # fmt: skip
+        return _split(tokens, outs)
+
+    def append(self, tokens: Sequence[Tokens], at: Any, cache: Any) -> tuple[dict[str, Array], Any]:
+        """Run tokens in places `at` and following behind the prefix, after all before: (hidden by role, the cache).
+
+        `cache` is what the call before gave, at first `Decoder.cache.layers`. Nothing is modulated.
+        """
+        n = sum(t.x.shape[1] for t in tokens)
+        mask, where = (lax.dynamic_slice_in_dim(a, at, n, 1) for a in (self.mask, self.positions))
+        outs, layers = self.model.backbone.llm(
+            _streams(tokens), mask, where, cache=cache, write_at=self.cache.roles.shape[1] + at
+        )
+        return _split(tokens, outs), layers
 
 
 def _streams(tokens: Sequence[Tokens]) -> dict[str, Array]:
@@ -348,31 +387,20 @@ def _leaves(state: Any) -> list[tuple[str, Any, Any]]:
     return [("/".join(map(str, path)), path, leaf) for path, leaf in nnx.to_flat_state(state)]
 
 
-@partial(jax.jit, static_argnames=("graph", "num_steps", "temperature", "dtype"))
+@partial(jax.jit, static_argnames=("graph", "dtype"))
 def sample(
     graph: Any,
     params: Any,
     obs: Observation,
     noise: Array | None,
-    grammar: DecodeGrammar | None = None,
-    real_dims: Array | None = None,
+    sampling: Sampling = DEFAULT_SAMPLING,
     *,
-    num_steps: int | None = None,
-    temperature: float = 0.0,
     dtype: str | None = None,
 ) -> dict[str, Array]:
     """`VLA.sample` for a model that was split once (see there)."""
     model = merge(graph, params)
     with autocast(dtype):
-        return model.head.sample(
-            model,
-            obs,
-            noise,
-            num_steps=num_steps,
-            grammar=grammar,
-            temperature=temperature,
-            real_dims=real_dims,
-        )
+        return model.head.sample(model, obs, noise, sampling)
 
 
 @partial(jax.jit, static_argnames=("graph", "dtype"))
@@ -430,3 +458,20 @@ _register(Actions)
 _register(DecodeGrammar, static=("prefix", "total", "suffix"))
 _register(Tokens, static=("roles", "expert"))
 _register(Cache)
+
+
+def _sampling_leaves(record: Sampling) -> tuple[list[Any], Any]:
+    """Arrays are traced; plain values are static, so that a head may branch on them."""
+    arrays = {k: v for k, v in record.extra.items() if hasattr(v, "shape")}
+    plain = tuple((k, v) for k, v in record.extra.items() if k not in arrays)
+    children = [record.grammar, record.action_dim_mask, tuple(arrays.values())]
+    return children, (record.num_steps, record.temperature, tuple(arrays), plain)
+
+
+def _sampling_record(aux: Any, children: Sequence[Any]) -> Sampling:
+    steps, temperature, names, plain = aux
+    grammar, dims, arrays = children
+    return Sampling(steps, temperature, grammar, dims, {**dict(plain), **dict(zip(names, arrays, strict=True))})
+
+
+jax.tree_util.register_pytree_node(Sampling, _sampling_leaves, _sampling_record)

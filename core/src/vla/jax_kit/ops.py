@@ -72,6 +72,11 @@ def attend_with_stops(q: Array, k: Array, v: Array, mask: Array, reads: Sequence
     )
 
 
+def write(buffer: Array, new: Array, at: Any, *, axis: int = 1) -> Array:
+    """A cache [B S K H] with new keys or values [B T K H] from `at` (int or traced) on; `axis` is that of S."""
+    return lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), at, axis)
+
+
 def detach(x: Array, slices: Sequence[tuple[int, int]]) -> Array:
     """x with these slices of axis 1 cut off from gradients."""
     pieces, at = [], 0
@@ -103,6 +108,18 @@ def _few_bits(x: Any) -> Any:
         return (x.view(np.uint32) & np.uint32(0xFFFFF000)).view(np.float32)
     bits = lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0xFFFFF000)
     return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def masked_mean(error: Array, mask: Array | None) -> Array:
+    """Mean of each row over what is real: error [B ...], mask bool that broadcasts to it, or None -> [B].
+
+    A row with nothing real is 0.
+    """
+    axes = tuple(range(1, error.ndim))
+    if mask is None:
+        return error.mean(axes)
+    real = jnp.broadcast_to(mask.astype(error.dtype), error.shape)
+    return (error * real).sum(axes) / jnp.maximum(real.sum(axes), 1)
 
 
 def token_nll(hidden: Array, table: Array, targets: Array, chunk_elements: int = 1 << 25) -> Array:

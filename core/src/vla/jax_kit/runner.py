@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vla.contracts import DecodeGrammar, Observation
+from vla.contracts import Observation, Sampling
 from vla.errors import SettingsError
 from vla.jax_kit.model import VLA, abstract_model, build_model, load_weights, sample, split, weights_of
 from vla.params import shapes, table
@@ -23,30 +23,11 @@ class Runner:
         self.graph, params = split(model)
         self.params = jax.device_put(params, device)
 
-    def sample(
-        self,
-        obs: Observation,
-        noise: np.ndarray | None,
-        *,
-        num_steps: int | None = None,
-        grammar: DecodeGrammar | None = None,
-        temperature: float = 0.0,
-        real_dims: np.ndarray | None = None,
-    ) -> dict[str, np.ndarray]:
+    def sample(self, obs: Observation, noise: np.ndarray | None, sampling: Sampling) -> dict[str, np.ndarray]:
         """What `VLA.sample` gives, on the host: {"actions": [B t d]} float32 or {"tokens": [B n]}."""
-        obs, noise, grammar, real_dims = jax.device_put((obs, noise, grammar, real_dims), self.device)
+        obs, noise, sampling = jax.device_put((obs, noise, sampling), self.device)
         dtype = "bfloat16" if self.precision == "bfloat16" else None
-        out = sample(
-            self.graph,
-            self.params,
-            obs,
-            noise,
-            grammar,
-            real_dims,
-            num_steps=num_steps,
-            temperature=temperature,
-            dtype=dtype,
-        )
+        out = sample(self.graph, self.params, obs, noise, sampling, dtype=dtype)
         return {k: np.asarray(v) for k, v in jax.device_get(out).items()}
 
     def weights(self) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from attrs import evolve
 
-from vla.contracts import Actions, DecodeGrammar, Observation
+from vla.contracts import DEFAULT_SAMPLING, Actions, Observation, Sampling
 from vla.params import JAX, shapes, table
 
 Weights = Mapping[str, np.ndarray]
@@ -121,25 +121,15 @@ class TorchModel:
         return float(self.model.total({k: torch.as_tensor(v) for k, v in losses.items()}))
 
     def sample(
-        self,
-        weights: Weights,
-        obs: Observation,
-        noise: np.ndarray | None,
-        *,
-        num_steps: int | None = None,
-        grammar: DecodeGrammar | None = None,
-        real_dims: np.ndarray | None = None,
+        self, weights: Weights, obs: Observation, noise: np.ndarray | None, sampling: Sampling = DEFAULT_SAMPLING
     ) -> dict[str, np.ndarray]:
         """What `VLA.sample` gives."""
         import torch
 
-        from vla.torch_kit.model import observation_to
+        from vla.torch_kit.model import observation_to, sampling_to
 
         start = None if noise is None else torch.as_tensor(noise)
-        real = None if real_dims is None else torch.as_tensor(real_dims)
-        out = self.load(weights).sample(
-            observation_to(obs, "cpu"), start, num_steps=num_steps, grammar=grammar, real_dims=real
-        )
+        out = self.load(weights).sample(observation_to(obs, "cpu"), start, sampling_to(sampling, "cpu"))
         return {k: v.numpy() for k, v in out.items()}
 
     def call(self, weights: Weights, function: Callable[..., Any], *arrays: Any) -> Any:
@@ -149,7 +139,9 @@ class TorchModel:
         with torch.no_grad():
             return _map(function(self.load(weights), *_map(arrays, torch.as_tensor)), lambda x: x.numpy())
 
-    def abstract(self, obs: Observation, actions: Actions, draws: Any, noise: np.ndarray | None, options: Any) -> None:
+    def abstract(
+        self, obs: Observation, actions: Actions, draws: Any, noise: np.ndarray | None, options: Sampling | None
+    ) -> None:
         """Loss and sample on the meta device, where any look at a value fails, as it would cut a compiled graph."""
         import torch
 
@@ -161,7 +153,7 @@ class TorchModel:
         model.loss(observation_to(obs, "meta"), chunk, tree_to(draws, "meta"))
         if options is not None:
             start = None if noise is None else torch.as_tensor(noise, device="meta")
-            model.sample(observation_to(prompt_only(obs), "meta"), start, **options)
+            model.sample(observation_to(prompt_only(obs), "meta"), start, options)
 
     def _batch(self, obs: Observation, actions: Actions, draws: Any) -> tuple[Any, Any, Any]:
         import torch
@@ -205,16 +197,14 @@ class JaxModel:
             (_, found), grads = jax.value_and_grad(total, has_aux=True)(params)
             return found, grads
 
-        def sample(params: Any, obs: Any, noise: Any, grammar: Any, real_dims: Any, num_steps: int | None) -> Any:
+        def sample(params: Any, obs: Any, noise: Any, sampling: Sampling) -> Any:
             count("sample")
             model = merge(self._graph, params)
-            return model.head.sample(
-                model, obs, noise, num_steps=num_steps, grammar=grammar, temperature=0.0, real_dims=real_dims
-            )
+            return model.head.sample(model, obs, noise, sampling)
 
         self._losses = jax.jit(losses, compiler_options=QUICK)
         self._gradients = jax.jit(gradients, compiler_options=QUICK)
-        self._sample = jax.jit(sample, static_argnums=5, compiler_options=QUICK)
+        self._sample = jax.jit(sample, compiler_options=QUICK)
         self._calls: dict[Any, Any] = {}
 
     def fresh(self) -> dict[str, np.ndarray]:
@@ -270,17 +260,10 @@ class JaxModel:
         return merge(self._graph, self._shapes).head.weights()
 
     def sample(
-        self,
-        weights: Weights,
-        obs: Observation,
-        noise: np.ndarray | None,
-        *,
-        num_steps: int | None = None,
-        grammar: DecodeGrammar | None = None,
-        real_dims: np.ndarray | None = None,
+        self, weights: Weights, obs: Observation, noise: np.ndarray | None, sampling: Sampling = DEFAULT_SAMPLING
     ) -> dict[str, np.ndarray]:
         """What `VLA.sample` gives."""
-        return _map(self._sample(self.load(weights), obs, noise, grammar, real_dims, num_steps), np.asarray)
+        return _map(self._sample(self.load(weights), obs, noise, sampling), np.asarray)
 
     def call(self, weights: Weights, function: Callable[..., Any], *arrays: Any) -> Any:
         """function(module, *arrays), compiled; trees of arrays in and out."""

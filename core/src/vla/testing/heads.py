@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from attrs import evolve
 
-from vla.contracts import Actions, DecodeGrammar, Observation, Spec, pack
+from vla.contracts import Actions, DecodeGrammar, Observation, Sampling, Spec, pack
 from vla.draws import sampling_noise, training_draws
 from vla.layout import BACKBONE, Layout, gradient_routes
 from vla.testing.closeness import close
@@ -173,9 +173,9 @@ class HeadConformance(ModelChecks):
             weights or bench.weights,
             prompt_only(obs or bench.obs),
             bench.noise if noise is None else noise,
-            num_steps=2 if gives != "tokens" else None,
-            grammar=grammar(self.variant) if gives == "tokens" else None,
-            real_dims=np.ones(self.variant.spec.action_dim, bool) if gives != "tokens" else None,
+            Sampling(grammar=grammar(self.variant))
+            if gives == "tokens"
+            else Sampling(num_steps=2, action_dim_mask=np.ones(self.variant.spec.action_dim, bool)),
         )
 
     def test_sample_gives_what_it_offers(self, framework: str) -> None:

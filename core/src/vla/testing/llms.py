@@ -43,10 +43,8 @@ def one_by_one(model: Any, x: Any, mask: Any, positions: Any) -> Any:
     found = []
     for i in range(PREFIX, T):
         here = slice(i, i + 1)
-        outs, after = llm({BACKBONE: x[:, here]}, mask[:, here], positions[:, here], cache=layers, write_at=i)
+        outs, layers = llm({BACKBONE: x[:, here]}, mask[:, here], positions[:, here], cache=layers, write_at=i)
         found.append(outs[BACKBONE])
-        if not type(x).__module__.startswith("torch"):  # in PyTorch the buffers that `room` made are written in place
-            layers = after
     return found
 
 

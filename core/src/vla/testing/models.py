@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from attrs import evolve
 
-from vla.contracts import Actions, Observation
+from vla.contracts import Actions, Observation, Sampling
 from vla.params import cover, from_jax, table, to_jax
 from vla.store import read_weights, write_weights
 from vla.testing.batches import random_batch
@@ -191,9 +191,9 @@ class ModelChecks(PartConformance):
         bench.losses(obs, actions, start_weights(self.variant, 1), draws)
         assert bench.model.traces == before, "the same shapes were compiled again"
 
-    def _sampling(self) -> dict[str, Any] | None:
+    def _sampling(self) -> Sampling | None:
         """Options of `sample` on the meta device; None: leave it out (decoding ends when every row has its answer)."""
-        return {"num_steps": 2} if self.variant.head.offers["gives"] != "tokens" else None
+        return Sampling(num_steps=2) if self.variant.head.offers["gives"] != "tokens" else None
 
     def test_both_frameworks_give_the_same_losses(self) -> None:
         torch, jax = (bench.gradients()[0] for bench in self._both())

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from attrs import field, frozen
 
-from vla.contracts import Actions, DecodeGrammar, Observation
+from vla.contracts import Actions, DecodeGrammar, Observation, Sampling
 from vla.layout import attention_mask, positions
 from vla.testing.closeness import relative
 from vla.testing.frameworks import prompt_only
@@ -173,7 +173,7 @@ def _run_torch(
     if sampling:
         start = None if noise is None else torch.as_tensor(noise)
         with low:
-            sampled = model.sample(kit.observation_to(prompt_only(obs), "cpu"), start, grammar=grammar)
+            sampled = model.sample(kit.observation_to(prompt_only(obs), "cpu"), start, Sampling(grammar=grammar))
 
     def host(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
         return {k: (v.float() if v.is_floating_point() else v).detach().numpy() for k, v in tree.items()}
@@ -210,7 +210,7 @@ def _run_jax(
 
     with jax.default_matmul_precision("highest"):
         gradients, (seen, losses) = jax.jit(jax.grad(total, has_aux=True))(params, obs, actions, draws)
-        sampled = model.sample(prompt_only(obs), noise, grammar=grammar, dtype=dtype) if sampling else {}
+        sampled = model.sample(prompt_only(obs), noise, Sampling(grammar=grammar), dtype=dtype) if sampling else {}
 
     def host(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
         return {k: np.asarray(v, v.dtype if v.dtype.kind in "iu" else np.float32) for k, v in tree.items()}

@@ -1,15 +1,15 @@
 """The policy model in PyTorch: a backbone and a head joined by the head's layout.
 
 The model is a pure function of its weights and of arrays of static shape: it never looks at a value on the host, so
-it can be compiled, captured or batched by whoever calls it. Encoding the prefix (`prefill`) and advancing the
-actions (`extend`) are separate entry points.
+it can be compiled, captured or batched by whoever calls it. Encoding the prefix (`VLA.decoder`) and running the head's
+tokens over it (the `Decoder`) are separate steps.
 
 Axes: B batch, T tokens, S cached and new tokens, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ from attrs import evolve, field, frozen
 from torch import Tensor, nn
 
 from vla.compose import Variant, load_object
-from vla.contracts import Actions, DecodeGrammar, Observation, Spec
-from vla.layout import BACKBONE, Layout, Span, attention_mask, clip, positions
+from vla.contracts import DEFAULT_SAMPLING, Actions, Observation, Sampling, Spec
+from vla.layout import BACKBONE, Layout, LayoutError, Span, attention_mask, clip, positions
 from vla.params import cover
 
 
@@ -91,6 +91,7 @@ class VLA(nn.Module):
             styles=self._styles(entry.cond),
             reads=self.layout.reads([t.span for t in tokens]),
             outputs=entry.outputs,
+            fused=not self.training,
         )
         return _split(tokens, outs)
 
@@ -99,7 +100,7 @@ class VLA(nn.Module):
 
         Equal to `_fused` on the observation repeated, at a fraction of the cost: the prefix is most of it.
         """
-        cache = self.prefill(prefix, hidden=BACKBONE in entry.outputs)
+        cache = self._prefill(prefix, hidden=BACKBONE in entry.outputs, fused=not self.training)
         length, k = cache.roles.shape[1], entry.draws
         repeated = Cache(
             [tuple(a.repeat_interleave(k, 0) for a in layer) for layer in cache.layers],
@@ -107,8 +108,7 @@ class VLA(nn.Module):
             cache.valid.repeat_interleave(k, 0),
             {},
         )
-        mask, where = self.look(repeated, entry.tokens)
-        repeated = self.room(repeated, mask.shape[1])
+        mask, where = self._masks_for(repeated, entry.tokens)
         reads = self.layout.reads([t.span for t in (*prefix, *entry.tokens)])
         outs, _ = self.backbone.llm(
             _streams(entry.tokens),
@@ -116,9 +116,10 @@ class VLA(nn.Module):
             where,
             styles=self._styles(entry.cond),
             reads=clip(reads, length, mask.shape[2]),
-            cache=repeated.layers,
+            cache=self.backbone.llm.room(repeated.layers, mask.shape[1]),
             write_at=length,
             outputs=entry.outputs,
+            fused=not self.training,
         )
         return {**cache.hidden, **_split(entry.tokens, outs)}
 
@@ -128,34 +129,16 @@ class VLA(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self,
-        obs: Observation,
-        noise: Tensor | None,
-        *,
-        num_steps: int | None = None,
-        grammar: DecodeGrammar | None = None,
-        temperature: float = 0.0,
-        real_dims: Tensor | None = None,
+        self, obs: Observation, noise: Tensor | None, sampling: Sampling = DEFAULT_SAMPLING
     ) -> dict[str, Tensor]:
         """One chunk per row: {"actions": [B t d]}, or {"tokens": [B n]} from a token head.
 
         Args:
             obs: the observation, without targets.
             noise: what `vla.draws.sampling_noise` drew.
-            num_steps: Euler steps; default the head's setting.
-            grammar: which token sequences stand for a chunk (token heads).
-            temperature: of token sampling; 0 is greedy.
-            real_dims: [d] bool, the action dims that the robot has; default all.
+            sampling: the options, `action_dim_mask` on the model's device.
         """
-        return self.head.sample(
-            self,
-            obs,
-            noise,
-            num_steps=num_steps,
-            grammar=grammar,
-            temperature=temperature,
-            real_dims=real_dims,
-        )
+        return self.head.sample(self, obs, noise, sampling)
 
     def embed(self, obs: Observation) -> tuple[Tokens, ...]:
         """The prefix: image tokens camera by camera, then the prompt (and its targets, where the layout has them)."""
@@ -176,7 +159,50 @@ class VLA(nn.Module):
             return Tokens(("prompt",), BACKBONE, x, valid & (is_target == 0))
         return Tokens(("prompt", "target"), BACKBONE, x, valid, which=is_target)
 
-    def prefill(self, tokens: Sequence[Tokens], *, hidden: bool = False) -> Cache:
+    def decoder(
+        self,
+        obs: Observation,
+        suffix: Sequence[Tokens],
+        cond: Mapping[str, Tensor] | None = None,
+        varying: Iterable[str] | None = None,
+        *,
+        prefix: Sequence[Tokens] = (),
+        hidden: bool = False,
+        in_place: bool = True,
+    ) -> Decoder:
+        """Encode the prefix once: what that is, the layout decides, namely all that sees nothing which steps change.
+
+        Args:
+            obs: the observation, without targets.
+            suffix: the head's tokens as they are at the first step; those that no step changes join the prefix.
+            cond: expert -> the condition of every step [R C]. Under one, all roles of the expert change.
+            varying: roles that change from step to step; default all of the suffix.
+            prefix: more tokens behind images and prompt.
+            hidden: keep the hidden states of the prefix, as `Decoder.hidden`.
+            in_place: steps write keys and values where those of the step before were. False keeps them, for gradients.
+
+        Raises:
+            LayoutError: images or prompt see what changes, so that they cannot be encoded once.
+        """
+        cond = cond or {}
+        given = (*self.embed(obs), *prefix)
+        changing = {r for t in suffix for r in t.roles} if varying is None else set(varying)
+        changing |= {row.role for row in self.layout.rows if row.expert in cond}
+        fixed = self.layout.cacheable(changing)
+        if ahead := {role for t in given for role in t.roles} - {*fixed, *changing}:
+            raise LayoutError(
+                "the prefix sees what sampling changes, so that it cannot be encoded once",
+                field=sorted(ahead)[0], got=sorted(changing), fix="let images and prompt see each other alone",
+            )  # fmt: skip
+        still, moving = [], []
+        for t in suffix:
+            (still if set(t.roles) <= set(fixed) else moving).append(t)
+        cache = self._prefill((*given, *still), hidden=hidden, fused=True)
+        mask, where = self._masks_for(cache, moving)
+        layers = self.backbone.llm.room(cache.layers, mask.shape[1])
+        return Decoder(self, evolve(cache, layers=layers), fixed, mask, where, self._styles(cond), in_place)
+
+    def _prefill(self, tokens: Sequence[Tokens], *, hidden: bool, fused: bool) -> Cache:
         """Encode what later tokens only read. Without `hidden` the last layer stops after its keys and values."""
         roles, valid = self._roles_and_valid(tokens)
         outs, layers = self.backbone.llm(
@@ -185,33 +211,16 @@ class VLA(nn.Module):
             positions(self.layout, roles, valid),
             reads=self.layout.reads([t.span for t in tokens]),
             outputs=(BACKBONE,) if hidden else (),
+            fused=fused,
         )
         return Cache(layers, roles, valid, _split(tokens, outs))
 
-    def room(self, cache: Cache, tokens: int) -> Cache:
-        """The cache with room for later tokens, allocated once."""
-        return evolve(cache, layers=self.backbone.llm.room(cache.layers, tokens))
-
-    def look(self, cache: Cache, tokens: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
+    def _masks_for(self, cache: Cache, tokens: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
         """Mask [B n S+n] and positions [B n] of new tokens behind a cache; no value changes them: compute once."""
         roles, valid = self._roles_and_valid(tokens)
         n = roles.shape[1]
         roles, valid = torch.cat([cache.roles, roles], 1), torch.cat([cache.valid, valid], 1)
         return attention_mask(self.layout, roles, valid, n), positions(self.layout, roles, valid, n)
-
-    def extend(
-        self,
-        cache: Cache,
-        tokens: Sequence[Tokens],
-        look: tuple[Tensor, Tensor],
-        styles: Mapping[str, Any],
-        offset: int = 0,
-    ) -> dict[str, Tensor]:
-        """Run new tokens over the cached prefix: role -> hidden [B n D]. They go to `offset` behind the prefix."""
-        mask, where = look
-        at = cache.roles.shape[1] + offset
-        outs, _ = self.backbone.llm(_streams(tokens), mask, where, styles=styles, cache=cache.layers, write_at=at)
-        return _split(tokens, outs)
 
     def _styles(self, cond: Mapping[str, Tensor]) -> dict[str, Any]:
         return {expert: self.backbone.llm.styles(expert, c) for expert, c in cond.items()}
@@ -224,6 +233,47 @@ class VLA(nn.Module):
                 role = torch.where(t.which == i, self.layout.role_id(name), role)
             roles.append(role)
         return torch.cat(roles, 1), torch.cat([t.valid for t in tokens], 1)
+
+
+@frozen(eq=False)
+class Decoder:
+    """An encoded prefix, and all that running a head's tokens over it needs; `VLA.decoder` makes one per answer."""
+
+    model: VLA
+    cache: Cache
+    fixed: tuple[str, ...]  # roles that are in the cache; the suffix may name them
+    mask: Tensor  # [B n S+n], of all the tokens that are to come
+    positions: Tensor  # [B n]
+    styles: Mapping[str, Any]  # expert -> its modulation at every row of the condition, computed at once
+    in_place: bool = True
+
+    @property
+    def hidden(self) -> Mapping[str, Tensor]:
+        """Role -> hidden [B n D] of the prefix, when asked for."""
+        return self.cache.hidden
+
+    def __call__(self, suffix: Sequence[Tokens], step: int = 0) -> dict[str, Tensor]:
+        """Role -> hidden [B n D] of the suffix, at row `step` of the condition."""
+        tokens = [t for t in suffix if not set(t.roles) <= set(self.fixed)]
+        llm = self.model.backbone.llm
+        styles = {expert: llm.style_at(s, step) for expert, s in self.styles.items()}
+        outs, _ = llm(
+            _streams(tokens), self.mask, self.positions, styles=styles, cache=self.cache.layers,
+            write_at=self.cache.roles.shape[1], fused=True, in_place=self.in_place,
+        )  # fmt: skip
+        return _split(tokens, outs)
+
+    def append(self, tokens: Sequence[Tokens], at: int, cache: Any) -> tuple[dict[str, Tensor], Any]:
+        """Run tokens in places `at` and following behind the prefix, after all before: (hidden by role, the cache).
+
+        `cache` is what the call before gave, at first `Decoder.cache.layers`. Nothing is modulated.
+        """
+        here = slice(at, at + sum(t.x.shape[1] for t in tokens))
+        outs, layers = self.model.backbone.llm(
+            _streams(tokens), self.mask[:, here], self.positions[:, here], cache=cache,
+            write_at=self.cache.roles.shape[1] + at, fused=True, in_place=self.in_place,
+        )  # fmt: skip
+        return _split(tokens, outs), layers
 
 
 def _streams(tokens: Sequence[Tokens]) -> dict[str, Tensor]:
@@ -302,6 +352,16 @@ def observation_to(obs: Observation, device: torch.device | str) -> Observation:
             for k in ("state", "tokenized_prompt", "tokenized_prompt_mask", "token_ar_mask", "token_loss_mask")
         },
     )
+
+
+def sampling_to(sampling: Sampling, device: torch.device | str) -> Sampling:
+    """Options whose arrays are tensors on a device. The grammar stays on the host: heads make tables of it."""
+
+    def move(a: Any) -> Any:
+        return torch.as_tensor(a, device=device) if hasattr(a, "shape") else a
+
+    extra = {name: move(value) for name, value in sampling.extra.items()}
+    return evolve(sampling, action_dim_mask=move(sampling.action_dim_mask), extra=extra)
 
 
 def tree_to(tree: Any, device: torch.device | str) -> Any:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from vla.contracts import DecodeGrammar, Observation
+from vla.contracts import Observation, Sampling
 from vla.errors import SettingsError
 from vla.store import check_names
-from vla.torch_kit.model import VLA, build_model, load_weights, observation_to, weights_of
+from vla.torch_kit.model import VLA, build_model, load_weights, observation_to, sampling_to, weights_of
 
 
 class Runner:
@@ -23,28 +23,12 @@ class Runner:
         self.model, self.variant = model.to(device).eval(), variant
         self.device, self.precision = device, precision
 
-    def sample(
-        self,
-        obs: Observation,
-        noise: np.ndarray | None,
-        *,
-        num_steps: int | None = None,
-        grammar: DecodeGrammar | None = None,
-        temperature: float = 0.0,
-        real_dims: np.ndarray | None = None,
-    ) -> dict[str, np.ndarray]:
+    def sample(self, obs: Observation, noise: np.ndarray | None, sampling: Sampling) -> dict[str, np.ndarray]:
         """What `VLA.sample` gives, on the host: {"actions": [B t d]} float32 or {"tokens": [B n]}."""
         start = None if noise is None else torch.as_tensor(noise, device=self.device)
         low = self.precision == "bfloat16"
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16) if low else nullcontext():
-            out = self.model.sample(
-                observation_to(obs, self.device),
-                start,
-                num_steps=num_steps,
-                grammar=grammar,
-                temperature=temperature,
-                real_dims=None if real_dims is None else torch.as_tensor(real_dims, device=self.device),
-            )
+            out = self.model.sample(observation_to(obs, self.device), start, sampling_to(sampling, self.device))
         return {k: (v.float() if v.is_floating_point() else v).cpu().numpy() for k, v in out.items()}
 
     def weights(self) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from flax import nnx
 from jax import Array
 from jax import numpy as jnp
 
-from vla.contracts import Actions, Observation
+from vla.contracts import Actions, Observation, Sampling
 from vla.errors import SettingsError
 from vla.jax_kit.lora import adapt
 from vla.jax_kit.model import VLA, abstract_model, build_model, losses, merge, sample
@@ -171,12 +171,10 @@ class JaxEngine:
         total = merge(self.graph, state).total(found)
         return fetch({"loss": total, **{f"loss/{k}": v for k, v in found.items()}})
 
-    def sample(
-        self, obs: Observation, noise: np.ndarray | None, grammar: Any, real_dims: np.ndarray | None = None
-    ) -> dict[str, np.ndarray]:
+    def sample(self, obs: Observation, noise: np.ndarray | None, sampling: Sampling) -> dict[str, np.ndarray]:
         """One chunk per row from the weights that would be saved."""
         state = self._state({**self.params, **self.ema, **self.fixed})
-        out = sample(self.graph, state, obs, noise, grammar, real_dims, dtype=self._dtype)
+        out = sample(self.graph, state, obs, noise, sampling, dtype=self._dtype)
         return fetch(out)
 
     # ---- state -------------------------------------------------------------------------------------------------------

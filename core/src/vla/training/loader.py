@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from attrs import evolve, field, frozen
 
-from vla.contracts import Actions, Observation, observation_from, pack, trim_prompt
+from vla.contracts import Actions, Observation, trim_prompt
 from vla.draws import training_draws
 from vla.errors import DataError
 from vla.training.augment import augment
@@ -26,6 +26,7 @@ from vla.training.augment import draws as augment_draws
 from vla.training.bad_frames import TRIES, unusable
 from vla.training.config import TrainConfig
 from vla.training.order import generator, mixture, sample_ids, stand_ins
+from vla.transforms import batch
 
 MicroBatch = tuple[Observation, Actions, Any]  # host arrays; the last are the head's draws
 
@@ -102,7 +103,6 @@ class Loader:
         shares: of a mixture: how many entries of `index` each dataset has, and its weight; () for one dataset.
         variant: for the head's draws and the shapes.
         config: the run.
-        collate: list of samples -> batch of arrays.
         rows: which rows of the global batch this process computes; None: all.
     """
 
@@ -112,11 +112,10 @@ class Loader:
         index: np.ndarray,
         variant: Any,
         config: TrainConfig,
-        collate: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]],
         rows: slice | None = None,
         shares: Sequence[tuple[int, float]] = (),
     ):
-        self.samples, self.index, self.variant, self.config, self.collate = samples, index, variant, config, collate
+        self.samples, self.index, self.variant, self.config = samples, index, variant, config
         self.rows = rows or slice(0, config.batch_size)
         self.shares = shares
         self.waited = 0.0  # seconds that training stood still for data
@@ -188,9 +187,10 @@ class Loader:
         return self.index
 
     def micro_batch(self, samples: Sequence[Mapping[str, Any]], drawn: Any) -> MicroBatch:
-        """Stack samples; leave out absent cameras and the padding that all prompts share; list the target positions."""
-        data = self.collate(samples)
-        return pack(observation_from(data)), Actions(data["actions"], data.get("actions_mask")), drawn
+        """Samples as one batch (`vla.transforms.batch`), with the draws of its rows."""
+        obs, actions = batch(samples, self.variant.spec, self.variant.parts["backbone"].offers.get("vocab_size"))
+        assert actions is not None  # one frame was looked at before the first step
+        return obs, actions, drawn
 
     def stream(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps start .. stop - 1, prepared ahead by threads; an error surfaces at its own step."""

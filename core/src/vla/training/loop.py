@@ -165,9 +165,7 @@ class _Run:
         )
         share = config.batch_size // world
         rows = slice(rank * share, (rank + 1) * share)
-        self.loader = Loader(
-            samples, prepared.train_index, prepared.variant, config, prepared.collate, rows, prepared.shares
-        )
+        self.loader = Loader(samples, prepared.train_index, prepared.variant, config, rows, prepared.shares)
         self.validator = Validator(self.loader, prepared, config) if len(prepared.val_index) else None
         self.metrics: Jsonl | None = None
         self.listeners: list[Listener] = []

@@ -6,7 +6,7 @@ tokenizer. What does not fit is one error, before anything is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import numpy as np
 from attrs import asdict, field, frozen
 
 from vla.compose import Variant, build
-from vla.contracts import check_observation, observation_from
 from vla.datasets import ways_out
 from vla.embodiment import Embodiment, check_same, differences
 from vla.errors import DataError, SettingsError
@@ -41,7 +40,6 @@ class Prepared:
     stats: Any
     tokenizer: Any
     group: Any  # vla.transforms.Group
-    collate: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]]
     weights: Mapping[str, np.ndarray] | None  # to start from
     train_index: np.ndarray
     val_index: np.ndarray
@@ -93,7 +91,7 @@ def prepare(
         StoreError, PartError, SettingsError: the model cannot be opened.
     """
     from vla.tokenizer import open_tokenizer
-    from vla.transforms import build_group, collate
+    from vla.transforms import build_group
     from vla.transforms.stats import load_stats
 
     start = open_start(model, config.seed)
@@ -125,13 +123,13 @@ def prepare(
     if tokenizer.codec is not None and not is_fitted(tokenizer):
         tokenizer = _fitted(variant, dataset, stats, tokenizer, train_index, config, note)
     group = build_group(variant, stats=stats, tokenizer=tokenizer)
-    cameras = _probe(variant, group, collate, _first_good(dataset, variant, train_index, config))
+    cameras = _probe(variant, group, _first_good(dataset, variant, train_index, config))
     val_index = _frames(dataset, val_episodes)
     digest, shares = dataset.digest(), mixture_shares(dataset, train_index)
     for part, (frames, weight) in zip(getattr(dataset, "datasets", ()), shares, strict=True):
         note(f"data: {weight:.0%} {part.info.source} ({frames} frames to train on)")
     return Prepared(
-        variant, dataset, stats, tokenizer, group, collate, weights, train_index, val_index, digest, shares,
+        variant, dataset, stats, tokenizer, group, weights, train_index, val_index, digest, shares,
         () if shares else cameras,  # the datasets of a mixture may have different ones
         _source(data, dataset), made_of,
     )  # fmt: skip
@@ -338,20 +336,19 @@ def _first_good(dataset: Any, variant: Variant, index: np.ndarray, config: Train
     raise last
 
 
-def _probe(variant: Variant, group: Any, collate: Any, raw: dict[str, Any]) -> tuple[str, ...]:
+def _probe(variant: Variant, group: Any, raw: dict[str, Any]) -> tuple[str, ...]:
     """Send one real frame all the way: what is missing or misshapen shows here and not in a worker at step 1.
 
     Gives the cameras it has.
     """
-    sample = group.inputs(raw)
-    batch = collate([sample])
-    vocab = variant.parts["backbone"].offers.get("vocab_size")
-    check_observation(observation_from(batch), variant.spec, vocab)
-    if "actions" not in batch:
+    from vla.transforms import batch
+
+    obs, actions = batch([group.inputs(raw)], variant.spec, variant.parts["backbone"].offers.get("vocab_size"))
+    if actions is None:
         raise DataError("the dataset gives no actions", field="actions", fix="choose a dataset of demonstrations")
     want = (1, variant.spec.action_horizon, variant.spec.action_dim)
-    if tuple(batch["actions"].shape) != want:
+    if tuple(actions.values.shape) != want:
         raise DataError(
-            "the action chunk has the wrong shape", field="actions", got=batch["actions"].shape, expected=want
+            "the action chunk has the wrong shape", field="actions", got=actions.values.shape, expected=want
         )
-    return tuple(batch["images"])
+    return tuple(obs.images)

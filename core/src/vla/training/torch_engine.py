@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vla.contracts import Actions, Observation
+from vla.contracts import Actions, Observation, Sampling
 from vla.errors import SettingsError
 from vla.store import check_names
 from vla.torch_kit.lora import adapt
-from vla.torch_kit.model import VLA, build_model, observation_to, tree_to
+from vla.torch_kit.model import VLA, build_model, observation_to, sampling_to, tree_to
 from vla.training.config import TrainConfig
 from vla.training.freezing import frozen_names
 from vla.training.lora import adapters_of, first_values, frozen_by
@@ -187,14 +187,11 @@ class TorchEngine:
         }
 
     @torch.no_grad()
-    def sample(
-        self, obs: Observation, noise: np.ndarray | None, grammar: Any, real_dims: np.ndarray | None = None
-    ) -> dict[str, np.ndarray]:
+    def sample(self, obs: Observation, noise: np.ndarray | None, sampling: Sampling) -> dict[str, np.ndarray]:
         """One chunk per row from the weights that would be saved."""
         with self._averaged(), self._autocast():
             start = None if noise is None else torch.as_tensor(noise, device=self.device)
-            real = None if real_dims is None else torch.as_tensor(real_dims, device=self.device)
-            out = self.model.sample(observation_to(obs, self.device), start, grammar=grammar, real_dims=real)
+            out = self.model.sample(observation_to(obs, self.device), start, sampling_to(sampling, self.device))
         return {k: (v.float() if v.is_floating_point() else v).cpu().numpy() for k, v in out.items()}
 
     @contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 from vla.contracts import Observation
 from vla.draws import sampling_noise, training_draws
 from vla.errors import DataError, DecodeError
+from vla.sampling import for_model
 from vla.training.config import TrainConfig
 from vla.training.loader import Loader, without_targets
 from vla.training.order import generator, permuted
@@ -22,7 +23,6 @@ class Validator:
     def __init__(self, loader: Loader, prepared: Prepared, config: TrainConfig):
         self.loader, self.prepared, self.config = loader, prepared, config
         self.bad: dict[int, DataError] = {}  # frames of the last run that could not be used
-        self.gives = prepared.variant.parts["head"].offers.get("gives")
 
     def run(self, engine: Any) -> dict[str, Any]:
         """Mean losses, `action_error_mean`, and `action_error` per action dim (mean absolute, over real steps)."""
@@ -61,11 +61,7 @@ class Validator:
     def _sampled(self, engine: Any, obs: Observation, noise: np.ndarray | None) -> list[np.ndarray | None]:
         """Predicted chunks [t d] in the robot's units; None where the tokens stand for no chunk."""
         p = self.prepared
-        grammar = None
-        if self.gives == "tokens":
-            grammar = p.tokenizer.grammar(p.variant.spec.action_horizon, p.group.codec_dim)
-        real_dims = np.arange(p.variant.spec.action_dim) < (p.group.codec_dim or p.variant.spec.action_dim)
-        out = engine.sample(without_targets(obs), noise, grammar, real_dims)
+        out = engine.sample(without_targets(obs), noise, for_model(p.variant, p.group.codec_dim, p.tokenizer))
         rows: list[np.ndarray | None] = []
         for row in range(obs.batch):
             answer: Mapping[str, Any] = {k: v[row] for k, v in out.items() if k in ("actions", "tokens")}

@@ -1,6 +1,6 @@
 """Between a robot's raw dict and the model's arrays, both ways: steps in fixed stages, and normalisation statistics."""
 
-from vla.transforms.batch import collate
+from vla.transforms.batch import batch, collate
 from vla.transforms.build import Context, build_group, make_context, part_steps, stats_steps
 from vla.transforms.group import INPUT_STAGES, OUTPUT_STAGES, STAGES, FunctionStep, Group, Placed, Step, flatten, nest
 from vla.transforms.images import (
@@ -36,7 +36,8 @@ __all__ = [
     "INPUT_STAGES", "OUTPUT_STAGES", "STAGES", "AbsoluteActions", "CheckRow", "Context", "ConvertToUint8",
     "DeltaActions", "Detokenize", "FitCameras", "FunctionStep", "Group", "InjectDefaultPrompt", "Normalize", "Pad",
     "Placed", "ReadPrompt", "Repack", "ResizeImages", "Select", "Stats", "Step", "SubsampleActions", "Tokenize",
-    "Unnormalize", "Unpad", "as_text", "build_group", "camera_steps", "collate", "compute_stats", "delta_steps",
+    "Unnormalize", "Unpad", "as_text", "batch", "build_group", "camera_steps", "collate", "compute_stats",
+    "delta_steps",
     "flatten", "identity_stats", "load_stats", "make_bool_mask", "make_context", "nest", "normalize", "pad_to",
     "part_steps", "resize_with_pad", "save_stats", "shift", "stats_steps", "to_uint8", "unnormalize",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""`collate`: model inputs of single samples -> one batch."""
+"""Model inputs of single samples -> one batch: `batch` for the model, `collate` for its arrays."""
 
 from __future__ import annotations
 
@@ -7,7 +7,30 @@ from typing import Any
 
 import numpy as np
 
+from vla.contracts import Actions, Observation, Spec, check_observation, observation_from, pack
 from vla.errors import DataError
+
+
+def batch(
+    rows: Sequence[Mapping[str, Any]], spec: Spec, vocab_size: int | None = None
+) -> tuple[Observation, Actions | None]:
+    """What `Group.inputs` gave -> what the model takes, on the host: stacked, checked, nothing absent or padded.
+
+    Args:
+        rows: one model input each.
+        spec: of the variant.
+        vocab_size: of the backbone.
+
+    Returns:
+        The observation, and the chunk to learn where the rows have one.
+
+    Raises:
+        DataError: no rows, rows that differ in keys or shapes, or what `check_observation` refuses.
+    """
+    data = collate(rows)
+    obs = observation_from(data)
+    check_observation(obs, spec, vocab_size)
+    return pack(obs), Actions(data["actions"], data.get("actions_mask")) if "actions" in data else None
 
 
 def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def test_greedy_text(family):
             found.append(int((hidden @ ours.unembed().T).argmax()))
             here = slice(T + i, T + i + 1)
             x = ours.embed(torch.tensor([[found[-1]]]))
-            hidden = ours({BACKBONE: x}, mask[:, here], where[:, here], cache=cache, write_at=T + i)[0][BACKBONE]
+            out, cache = ours({BACKBONE: x}, mask[:, here], where[:, here], cache=cache, write_at=T + i, in_place=True)
+            hidden = out[BACKBONE]
         want = theirs.generate(ids, max_new_tokens=steps, min_new_tokens=steps, do_sample=False)[0, T:].tolist()
     assert found == want
 
@@ -85,7 +86,8 @@ def test_a_cached_prefix_with_an_expert_equals_one_pass(family):
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             roomy = ours.room(cache, T - PREFIX)
-            after = ours({"action": x["action"]}, mask[:, PREFIX:], where[:, PREFIX:], cache=roomy, write_at=PREFIX)
+            options = {"cache": roomy, "write_at": PREFIX, "in_place": not grad}
+            after = ours({"action": x["action"]}, mask[:, PREFIX:], where[:, PREFIX:], **options)
         assert relative(after[0]["action"].detach().numpy(), whole.detach().numpy()) < 1e-5
 
 

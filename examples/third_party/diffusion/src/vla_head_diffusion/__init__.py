@@ -1,7 +1,7 @@
 """Diffusion over action chunks, on an action expert."""
 
 from vla import Part, has, is_true
-from vla_head_diffusion.config import PRESETS, Settings, experts, layout
+from vla_head_diffusion.config import PRESETS, Options, Settings, experts, layout
 
 
 def _needs(settings: Settings):
@@ -19,6 +19,7 @@ PART = Part(
     name="diffusion",
     summary="noise prediction on an action expert, squared-cosine schedule, DDIM sampling",
     settings=Settings,
+    sampling=Options,
     presets=PRESETS,
     offers=lambda s, inner: {"gives": "chunk", "own_expert": True, "state": s.state, "losses": {"actions": "action"}},
     needs=_needs,
@@ -28,4 +29,5 @@ PART = Part(
     jax="vla_head_diffusion.jax_impl:DiffusionHead",
     draws="vla_head_diffusion.draws",
     params="vla_head_diffusion.params",
+    contract=2,
 )

@@ -28,6 +28,13 @@ class Settings:
             raise ValueError(f"num_steps {self.num_steps} is more than train_steps {self.train_steps}")
 
 
+@frozen
+class Options:
+    """What a call may set beside what all heads share: `policy.infer(obs, sampling={"noise_scale": 0})`."""
+
+    noise_scale: float = field(default=1.0, validator=validators.ge(0))  # of what sampling starts from; 0: no chance
+
+
 PRESETS = {"tiny": {"width": 96, "mlp_dim": 256}, "small": {"width": 256, "mlp_dim": 1024}}
 
 

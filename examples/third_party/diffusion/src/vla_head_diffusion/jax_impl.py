@@ -13,10 +13,10 @@ from flax import nnx
 from jax import Array, lax
 from jax import numpy as jnp
 
-from vla.contracts import Actions, Observation, Spec
+from vla.contracts import Actions, Observation, Sampling, Spec
 from vla.jax_kit.model import Entry, Tokens
-from vla.jax_kit.ops import Linear, time_embedding
-from vla_head_diffusion.config import Settings, ddim_steps, kept
+from vla.jax_kit.ops import Linear, masked_mean, time_embedding
+from vla_head_diffusion.config import Options, Settings, ddim_steps, kept
 
 
 class DiffusionHead(nnx.Module):
@@ -56,11 +56,7 @@ class DiffusionHead(nnx.Module):
     def losses(self, model: Any, hidden: Mapping[str, Array], entry: Entry) -> dict[str, Array]:
         """{"actions": [B]}: the squared error of the noise over real steps and dims."""
         error = jnp.square(self.noise_proj(hidden["action"]).astype(jnp.float32) - entry.notes["noise"])  # [B H A]
-        mask = entry.notes["mask"]
-        if mask is None:
-            return {"actions": error.mean((1, 2))}
-        real = mask.astype(error.dtype)
-        return {"actions": (error * real).sum((1, 2)) / jnp.maximum(real.sum((1, 2)), 1)}
+        return {"actions": masked_mean(error, entry.notes["mask"])}
 
     def tokens(self, x: Array, valid: Array) -> tuple[Tokens, ...]:
         """Noisy actions [B H A] as tokens of the action expert."""
@@ -71,36 +67,21 @@ class DiffusionHead(nnx.Module):
         t = time_embedding(step.astype(jnp.float32) / self.settings.train_steps, self.settings.width, 4e-3, 4.0)
         return jax.nn.silu(self.step_mlp_out(jax.nn.silu(self.step_mlp_in(t))))
 
-    def sample(
-        self,
-        model: Any,
-        obs: Observation,
-        noise: Array,
-        *,
-        num_steps: int | None = None,
-        grammar: object = None,
-        temperature: float = 0.0,
-        real_dims: Array | None = None,
-    ) -> dict[str, Array]:
+    def sample(self, model: Any, obs: Observation, noise: Array, sampling: Sampling) -> dict[str, Array]:
         """DDIM from noise [B H A] over the cached prefix: {"actions": [B H A]} float32, normalised.
 
         The noise in padded dims is known, so they go where training left them: to 0.
         """
-        s = self.settings
-        plan = ddim_steps(s.train_steps, num_steps or s.num_steps)
+        s, real = self.settings, sampling.action_dim_mask
+        noise = noise * sampling.read(Options).noise_scale
+        plan = ddim_steps(s.train_steps, sampling.num_steps or s.num_steps)
         ks, here, there = (jnp.array(column) for column in zip(*plan, strict=True))
         valid = jnp.ones(noise.shape[:2], bool)
-        cache = model.prefill(model.embed(obs))
-        look = model.look(cache, self.tokens(noise, valid))
-        cache = model.room(cache, look[0].shape[1])
-        llm = model.backbone.llm
-        styles = llm.styles("action", self.condition(ks))
+        decode = model.decoder(obs, self.tokens(noise, valid), cond={"action": self.condition(ks)})
 
         def step(i: Array, x: Array) -> Array:
-            now = {"action": llm.style_at(styles, i)}
-            hidden, _ = model.extend(cache, self.tokens(x, valid), look, now)
-            e = self.noise_proj(hidden["action"]).astype(jnp.float32)
-            e = e if real_dims is None else jnp.where(real_dims, e, noise)
+            e = self.noise_proj(decode(self.tokens(x, valid), i)["action"]).astype(jnp.float32)
+            e = e if real is None else jnp.where(real, e, noise)
             clean = jnp.clip((x - jnp.sqrt(1 - here[i]) * e) / jnp.sqrt(here[i]), -s.clip, s.clip)
             return jnp.sqrt(there[i]) * clean + jnp.sqrt(1 - there[i]) * e
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vla.contracts import Actions, Observation, Spec
+from vla.contracts import Actions, Observation, Sampling, Spec
 from vla.torch_kit.model import Entry, Tokens
-from vla.torch_kit.ops import time_embedding
-from vla_head_diffusion.config import Settings, ddim_steps, kept
+from vla.torch_kit.ops import masked_mean, time_embedding
+from vla_head_diffusion.config import Options, Settings, ddim_steps, kept
 
 
 class DiffusionHead(nn.Module):
@@ -54,11 +54,7 @@ class DiffusionHead(nn.Module):
     def losses(self, model: Any, hidden: Mapping[str, Tensor], entry: Entry) -> dict[str, Tensor]:
         """{"actions": [B]}: the squared error of the noise over real steps and dims."""
         error = (self.noise_proj(hidden["action"]).float() - entry.notes["noise"]).square()  # [B H A]
-        mask = entry.notes["mask"]
-        if mask is None:
-            return {"actions": error.mean((1, 2))}
-        real = mask.to(error.dtype)
-        return {"actions": (error * real).sum((1, 2)) / real.sum((1, 2)).clamp(min=1)}
+        return {"actions": masked_mean(error, entry.notes["mask"])}
 
     def tokens(self, x: Tensor, valid: Tensor) -> tuple[Tokens, ...]:
         """Noisy actions [B H A] as tokens of the action expert."""
@@ -69,35 +65,21 @@ class DiffusionHead(nn.Module):
         t = time_embedding(step.float() / self.settings.train_steps, self.settings.width, 4e-3, 4.0)
         return F.silu(self.step_mlp_out(F.silu(self.step_mlp_in(t))))
 
-    def sample(
-        self,
-        model: Any,
-        obs: Observation,
-        noise: Tensor,
-        *,
-        num_steps: int | None = None,
-        grammar: object = None,
-        temperature: float = 0.0,
-        real_dims: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def sample(self, model: Any, obs: Observation, noise: Tensor, sampling: Sampling) -> dict[str, Tensor]:
         """DDIM from noise [B H A] over the cached prefix: {"actions": [B H A]} float32, normalised.
 
         The noise in padded dims is known, so they go where training left them: to 0.
         """
-        s = self.settings
-        plan = ddim_steps(s.train_steps, num_steps or s.num_steps)
+        s, real = self.settings, sampling.action_dim_mask
+        noise = noise * sampling.read(Options).noise_scale
+        plan = ddim_steps(s.train_steps, sampling.num_steps or s.num_steps)
         valid = torch.ones_like(noise[..., 0], dtype=torch.bool)
-        cache = model.prefill(model.embed(obs))
-        look = model.look(cache, self.tokens(noise, valid))
-        cache = model.room(cache, look[0].shape[1])
-        llm = model.backbone.llm
-        styles = llm.styles("action", self.condition(torch.tensor([k for k, _, _ in plan], device=noise.device)))
+        ks = torch.tensor([k for k, _, _ in plan], device=noise.device)
+        decode = model.decoder(obs, self.tokens(noise, valid), cond={"action": self.condition(ks)})
         x = noise
         for i, (_, here, there) in enumerate(plan):
-            now = {"action": llm.style_at(styles, i)}
-            hidden = model.extend(cache, self.tokens(x, valid), look, now)
-            e = self.noise_proj(hidden["action"]).float()
-            e = e if real_dims is None else torch.where(real_dims, e, noise)
+            e = self.noise_proj(decode(self.tokens(x, valid), i)["action"]).float()
+            e = e if real is None else torch.where(real, e, noise)
             clean = ((x - (1 - here) ** 0.5 * e) / here**0.5).clamp(-s.clip, s.clip)
             x = there**0.5 * clean + (1 - there) ** 0.5 * e
         return {"actions": x}

@@ -23,4 +23,5 @@ PART = Part(
     torch="vla_head_l1.torch_impl:L1Head",
     jax="vla_head_l1.jax_impl:L1Head",
     params="vla_head_l1.params",
+    contract=2,
 )

@@ -13,9 +13,9 @@ from flax import nnx
 from jax import Array
 from jax import numpy as jnp
 
-from vla.contracts import Actions, Observation, Spec
+from vla.contracts import Actions, Observation, Sampling, Spec
 from vla.jax_kit.model import Entry, Tokens
-from vla.jax_kit.ops import Linear, layer_norm
+from vla.jax_kit.ops import Linear, layer_norm, masked_mean
 from vla.layout import BACKBONE
 from vla_head_l1.config import Settings, queries_per_step
 
@@ -62,11 +62,7 @@ class L1Head(nnx.Module):
     def losses(self, model: Any, hidden: Mapping[str, Array], entry: Entry) -> dict[str, Array]:
         """{"actions": [B]}: mean absolute error over real steps and dims."""
         error = jnp.abs(self.actions(hidden["query"]) - entry.notes["values"])  # [B H A]
-        mask = entry.notes["mask"]
-        if mask is None:
-            return {"actions": error.mean((1, 2))}
-        real = mask.astype(error.dtype)
-        return {"actions": (error * real).sum((1, 2)) / jnp.maximum(real.sum((1, 2)), 1)}
+        return {"actions": masked_mean(error, entry.notes["mask"])}
 
     def tokens(self, obs: Observation) -> tuple[Tokens, ...]:
         """The state, where it is continuous, and the queries."""
@@ -83,21 +79,9 @@ class L1Head(nnx.Module):
             x = block(x)
         return self.fc_out(self.norm_out(x)).astype(jnp.float32)
 
-    def sample(
-        self,
-        model: Any,
-        obs: Observation,
-        noise: Array | None,
-        *,
-        num_steps: int | None = None,
-        grammar: object = None,
-        temperature: float = 0.0,
-        real_dims: Array | None = None,
-    ) -> dict[str, Array]:
+    def sample(self, model: Any, obs: Observation, noise: Array | None, sampling: Sampling) -> dict[str, Array]:
         """{"actions": [B H A]} float32, normalised: one pass, no loop."""
-        cache = model.prefill(model.embed(obs))
         tokens = self.tokens(obs)
-        look = model.look(cache, tokens)
-        hidden, _ = model.extend(model.room(cache, look[0].shape[1]), tokens, look, {})
-        chunk = self.actions(hidden["query"])
-        return {"actions": chunk if real_dims is None else jnp.where(real_dims, chunk, 0)}
+        chunk = self.actions(model.decoder(obs, tokens)(tokens)["query"])
+        real = sampling.action_dim_mask
+        return {"actions": chunk if real is None else jnp.where(real, chunk, 0)}

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vla.contracts import Actions, Observation, Spec
+from vla.contracts import Actions, Observation, Sampling, Spec
 from vla.layout import BACKBONE
 from vla.torch_kit.model import Entry, Tokens
+from vla.torch_kit.ops import masked_mean
 from vla_head_l1.config import Settings, queries_per_step
 
 
@@ -58,11 +59,7 @@ class L1Head(nn.Module):
     def losses(self, model: Any, hidden: Mapping[str, Tensor], entry: Entry) -> dict[str, Tensor]:
         """{"actions": [B]}: mean absolute error over real steps and dims."""
         error = (self.actions(hidden["query"]) - entry.notes["values"]).abs()  # [B H A]
-        mask = entry.notes["mask"]
-        if mask is None:
-            return {"actions": error.mean((1, 2))}
-        real = mask.to(error.dtype)
-        return {"actions": (error * real).sum((1, 2)) / real.sum((1, 2)).clamp(min=1)}
+        return {"actions": masked_mean(error, entry.notes["mask"])}
 
     def tokens(self, obs: Observation) -> tuple[Tokens, ...]:
         """The state, where it is continuous, and the queries."""
@@ -79,21 +76,9 @@ class L1Head(nn.Module):
             x = block(x)
         return self.fc_out(self.norm_out(x)).float()
 
-    def sample(
-        self,
-        model: Any,
-        obs: Observation,
-        noise: Tensor | None,
-        *,
-        num_steps: int | None = None,
-        grammar: object = None,
-        temperature: float = 0.0,
-        real_dims: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def sample(self, model: Any, obs: Observation, noise: Tensor | None, sampling: Sampling) -> dict[str, Tensor]:
         """{"actions": [B H A]} float32, normalised: one pass, no loop."""
-        cache = model.prefill(model.embed(obs))
         tokens = self.tokens(obs)
-        look = model.look(cache, tokens)
-        hidden = model.extend(model.room(cache, look[0].shape[1]), tokens, look, {})
-        chunk = self.actions(hidden["query"])
-        return {"actions": chunk if real_dims is None else torch.where(real_dims, chunk, 0)}
+        chunk = self.actions(model.decoder(obs, tokens)(tokens)["query"])
+        real = sampling.action_dim_mask
+        return {"actions": chunk if real is None else torch.where(real, chunk, 0)}

@@ -13,4 +13,5 @@ PART = Part(
     torch="vla_llm_gemma.torch_impl:Gemma",
     jax="vla_llm_gemma.jax_impl:Gemma",
     params="vla_llm_gemma.params",
+    contract=2,
 )

@@ -29,6 +29,7 @@ from vla.jax_kit.ops import (
     rope_angles,
     run_layers,
     stack,
+    write,
 )
 from vla.layout import BACKBONE, Read, clip
 from vla.parts import Expert
@@ -112,9 +113,9 @@ class Layer(nnx.Dict):
         new = _cat(keys), _cat(values)
         if not outputs:
             return {}, new
-        k, v = (
-            n if cache is None else _join(n, c, write_at, mask.shape[2]) for n, c in zip(new, cache or new, strict=True)
-        )
+        k, v = new
+        if cache is not None:
+            k, v = (write(old, n, write_at) for old, n in zip(cache, new, strict=True))
         queries = {e: self[e].queries(normed[e][0], angles[e]) for e in outputs}
         if len(outputs) == len(xs):
             attended = attend_with_stops(_cat(list(queries.values())), k, v, mask, reads)
@@ -131,13 +132,6 @@ class Layer(nnx.Dict):
 
 def _cat(xs: Sequence[Array]) -> Array:
     return jnp.concatenate(list(xs), 1) if len(xs) > 1 else xs[0]
-
-
-def _join(new: Array, cached: Array, write_at: Any, keys: int, axis: int = 1) -> Array:
-    """New keys or values [.. T K H] behind the cached ones [.. S K H]: in its buffer where it has room, so in place."""
-    if cached.shape[axis] == keys:
-        return lax.dynamic_update_slice_in_dim(cached, new.astype(cached.dtype), write_at, axis)
-    return jnp.concatenate([cached, new], axis)
 
 
 def _ends(xs: Mapping[str, Array]) -> dict[str, int]:
@@ -214,8 +208,8 @@ class Gemma(nnx.Module):
             positions: [B T].
             styles: expert -> its adaRMS modulation.
             reads: where attention cuts gradients.
-            cache: keys and values of every layer [L B S K H]; the new ones are written from `write_at` (int or
-                traced) on if the mask says that there is room, else appended.
+            cache: keys and values of every layer [L B S K H], with room for the new ones; they are written from
+                `write_at` (int or traced) on.
             outputs: experts whose result is wanted; the last layer computes no other. Default all.
 
         Returns:
@@ -240,7 +234,7 @@ class Gemma(nnx.Module):
             last=last, checkpointing=self.checkpointing,
         )  # fmt: skip
         if cache is not None:
-            new = tuple(_join(n, c, write_at, mask.shape[2], axis=2) for n, c in zip(new, cache, strict=True))
+            new = tuple(write(c, n, write_at, axis=2) for n, c in zip(new, cache, strict=True))
         done = {
             e: self.final_norm[e](x, styles[e][1] if e in styles else None)[0] for e, x in zip(outputs, x, strict=True)
         }

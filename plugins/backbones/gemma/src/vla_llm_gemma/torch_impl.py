@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vla.layout import BACKBONE, Read, clip
 from vla.parts import Expert
-from vla.torch_kit.ops import attend_with_stops, rms_norm, rope, rope_angles
+from vla.torch_kit.ops import attend_with_stops, rms_norm, rope, rope_angles, write
 from vla_llm_gemma.config import Settings
 
 Styles = tuple[Tensor, Tensor]  # [L 2 B 3D] for the two norms of every layer, [B 3D] for the final norm
@@ -92,39 +92,34 @@ class Layer(nn.ModuleDict):
         cache: tuple[Tensor, Tensor] | None,
         write_at: int,
         outputs: Sequence[str],
+        fused: bool,
+        in_place: bool,
     ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
         """xs {expert: [B E D]}, mask [B T S], styles {expert: [2 B 3D]} -> xs of `outputs`, and k, v [B S K H]."""
         normed = {e: self[e].norm_attn(x, styles[e][0] if e in styles else None) for e, x in xs.items()}
         keys, values = zip(*(self[e].keys(normed[e][0], angles[e]) for e in xs), strict=True)
-        k, v = _join(keys, cache and cache[0], write_at), _join(values, cache and cache[1], write_at)
+        k, v = _cat(keys), _cat(values)
+        if cache is not None:
+            k, v = (write(old, new, write_at, in_place=in_place) for old, new in zip(cache, (k, v), strict=True))
         queries = {e: self[e].queries(normed[e][0], angles[e]) for e in outputs}
         if not outputs:
             return {}, (k, v)
         if len(outputs) == len(xs):
-            attended = attend_with_stops(torch.cat(list(queries.values()), 1), k, v, mask, reads)
+            attended = attend_with_stops(_cat(list(queries.values())), k, v, mask, reads, fused=fused)
             rows = dict(zip(xs, attended.split([x.shape[1] for x in xs.values()], 1), strict=True))
         else:
             ends, rows = _ends(xs), {}
             for e, q in queries.items():
                 start, stop = ends[e] - q.shape[1], ends[e]
-                rows[e] = attend_with_stops(q, k, v, mask[:, start:stop], clip(reads, start, stop))
+                rows[e] = attend_with_stops(q, k, v, mask[:, start:stop], clip(reads, start, stop), fused=fused)
         done = {
             e: self[e].finish(xs[e], rows[e], normed[e][1], styles[e][1] if e in styles else None) for e in outputs
         }
         return done, (k, v)
 
 
-def _join(new: Sequence[Tensor], cached: Tensor | None, write_at: int) -> Tensor:
-    """New keys or values [B E K H] of every expert behind the cached ones [B S K H]."""
-    if cached is None:
-        return torch.cat(list(new), 1) if len(new) > 1 else new[0]
-    stop = write_at + sum(x.shape[1] for x in new)
-    if torch.is_grad_enabled():
-        return torch.cat([cached[:, :write_at], *new, cached[:, stop:]], 1)
-    for x in new:  # in place: the buffer was allocated once, by `room`
-        cached[:, write_at : write_at + x.shape[1]] = x
-        write_at += x.shape[1]
-    return cached
+def _cat(xs: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(xs), 1) if len(xs) > 1 else xs[0]
 
 
 def _ends(xs: Mapping[str, Tensor]) -> dict[str, int]:
@@ -203,6 +198,8 @@ class Gemma(nn.Module):
         cache: Sequence[tuple[Tensor, Tensor]] | None = None,
         write_at: int = 0,
         outputs: Sequence[str] | None = None,
+        fused: bool = False,
+        in_place: bool = False,
     ) -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]]:
         """Run tokens of one or several experts.
 
@@ -214,6 +211,8 @@ class Gemma(nn.Module):
             reads: where attention cuts gradients.
             cache: per layer keys and values [B S K H]; the new ones are written from `write_at` on.
             outputs: experts whose result is wanted; the last layer computes no other. Default all.
+            fused: attend with fused kernels (`vla.torch_kit.ops.attend`).
+            in_place: write into the buffers of `cache`, which a gradient could not follow.
 
         Returns:
             expert -> hidden [B E D] after the final norm, and the keys and values of every layer.
@@ -227,7 +226,7 @@ class Gemma(nn.Module):
         for i, layer in enumerate(self.layers):
             wanted = outputs if i == len(self.layers) - 1 else list(xs)
             style = {e: s[0][i] for e, s in styles.items()}
-            args = (xs, mask, rows, style, reads, cache and cache[i], write_at, wanted)
+            args = (xs, mask, rows, style, reads, cache and cache[i], write_at, wanted, fused, in_place)
             if self.checkpointing and torch.is_grad_enabled():
                 xs, kv = checkpoint(layer, *args, use_reentrant=False)
             else:

@@ -13,4 +13,5 @@ PART = Part(
     torch="vla_llm_gemma_fast.torch_impl:GemmaFast",
     jax="vla_llm_gemma_fast.jax_impl:GemmaFast",
     params="vla_llm_gemma.params",  # the same weights
+    contract=2,
 )

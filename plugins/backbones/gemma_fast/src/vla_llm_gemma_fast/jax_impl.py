@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 from jax import numpy as jnp
 
 from vla.jax_kit.ops import (
@@ -31,6 +31,7 @@ from vla.jax_kit.ops import (
     rope_angles,
     run_layers,
     stack,
+    write,
 )
 from vla.layout import BACKBONE, Read
 from vla.parts import Expert
@@ -88,7 +89,7 @@ class Layer(nnx.Module):
         k = rope(k, angles)
         new = k, v
         if cache is not None:
-            k, v = (_write(c, n, write_at, axis=1) for c, n in zip(cache, new, strict=False))
+            k, v = (write(c, n, write_at) for c, n in zip(cache, new, strict=False))
         if only_cache:
             return x, new
         x = x + self.o(attend(rope(q, angles), k, v, mask))
@@ -98,10 +99,6 @@ class Layer(nnx.Module):
         else:
             gate, up = jnp.split(matmul(y, cache[3]), 2, -1)
         return x + self.down(jax.nn.gelu(gate, approximate=True) * up), new
-
-
-def _write(buffer: Array, new: Array, at: Any, axis: int) -> Array:
-    return lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), at, axis)
 
 
 class GemmaFast(nnx.Module):
@@ -160,7 +157,7 @@ class GemmaFast(nnx.Module):
             self.layers, self.settings.depth, partial(run, False), x, cache, last=last, checkpointing=self.checkpointing
         )
         if cache is not None:
-            new = (*(_write(c, n, write_at, axis=2) for c, n in zip(cache, new, strict=False)), *cache[2:])
+            new = (*(write(c, n, write_at, axis=2) for c, n in zip(cache, new, strict=False)), *cache[2:])
         if only_cache:
             return {}, new
         return {BACKBONE: self.final_norm[BACKBONE](x)}, new

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from vla.layout import BACKBONE, Read
 from vla.parts import Expert
 from vla.torch_kit.lora import matrix
-from vla.torch_kit.ops import attend, rms_norm, rope, rope_angles
+from vla.torch_kit.ops import attend, rms_norm, rope, rope_angles, write
 from vla_llm_gemma_fast.config import Settings
 
 Decoding = tuple[Tensor, Tensor, Tensor, Tensor]  # k, v [B S K H], q|k|v [(N+2K)H D], gate|up [2F D]
@@ -69,8 +69,10 @@ class Layer(nn.Module):
         cache: Decoding | None,
         write_at: int,
         only_cache: bool,
+        fused: bool,
+        in_place: bool,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """x [B T D], mask [B T S] -> x [B T D], and k, v [B S K H]."""
+        """x [B T D], mask [B T S] -> x [B T D], and the cache with the new keys and values."""
         y = self.norm_attn(x)
         if cache is None:
             q, k, v = self.q(y), self.k(y), self.v(y)
@@ -79,18 +81,17 @@ class Layer(nn.Module):
         q, k, v = (z.unflatten(-1, (-1, self.head_dim)) for z in (q, k, v))
         k = rope(k, angles)
         if cache is not None:
-            cache[0][:, write_at : write_at + x.shape[1]] = k
-            cache[1][:, write_at : write_at + x.shape[1]] = v
-            k, v = cache[0], cache[1]
+            k, v = (write(old, new, write_at, in_place=in_place) for old, new in zip(cache, (k, v), strict=False))
+        after = (k, v, *(cache or ())[2:])
         if only_cache:
-            return x, (k, v)
-        x = x + self.o(attend(rope(q, angles), k, v, mask))
+            return x, after
+        x = x + self.o(attend(rope(q, angles), k, v, mask, fused=fused))
         y = self.norm_mlp(x)
         if cache is None:
             gate, up = self.gate(y), self.up(y)
         else:
             gate, up = F.linear(y, cache[3]).split(self.mlp_dim, -1)
-        return x + self.down(F.gelu(gate, approximate="tanh") * up), (k, v)
+        return x + self.down(F.gelu(gate, approximate="tanh") * up), after
 
 
 class GemmaFast(nn.Module):
@@ -139,6 +140,8 @@ class GemmaFast(nn.Module):
         cache: Sequence[Decoding] | None = None,
         write_at: int = 0,
         outputs: Sequence[str] | None = None,
+        fused: bool = False,
+        in_place: bool = False,
     ) -> tuple[dict[str, Tensor], list[tuple[Tensor, ...]]]:
         """Run tokens of the one expert; arguments and results as in `gemma`."""
         x = xs[BACKBONE]
@@ -146,7 +149,7 @@ class GemmaFast(nn.Module):
         new_cache = []
         for i, layer in enumerate(self.layers):
             only_cache = i == len(self.layers) - 1 and outputs is not None and not outputs
-            args = (x, mask, angles, cache and cache[i], write_at, only_cache)
+            args = (x, mask, angles, cache and cache[i], write_at, only_cache, fused, in_place)
             run = layer[BACKBONE]
             if self.checkpointing and torch.is_grad_enabled():
                 x, kv = checkpoint(run, *args, use_reentrant=False)

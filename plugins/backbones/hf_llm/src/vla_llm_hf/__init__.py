@@ -13,4 +13,5 @@ PART = Part(
     needs=needs,
     torch="vla_llm_hf.torch_impl:HuggingFace",
     params="vla_llm_hf.params",
+    contract=2,
 )

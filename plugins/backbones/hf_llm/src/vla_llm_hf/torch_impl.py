@@ -28,7 +28,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vla.layout import BACKBONE, Read, clip
 from vla.parts import Expert
-from vla.torch_kit.ops import detach, rms_norm
+from vla.torch_kit.ops import detach, rms_norm, write
 from vla_llm_hf.config import Settings, head_dim
 
 ATTENTION = "vla_layout"  # the name under which transformers finds our attention
@@ -43,6 +43,7 @@ class Pass:
     reads: Sequence[Read]
     cached: tuple[Tensor, Tensor] | None  # [B S K H]
     write_at: int
+    in_place: bool
     found: list[tuple[Tensor, Tensor]] = field(factory=list)
 
 
@@ -54,7 +55,7 @@ def layout_attention(
     assert vla is not None, "this model was made for a policy; run it through one"
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     if vla.cached is not None:
-        k, v = (_join(old, new, vla.write_at) for old, new in zip(vla.cached, (k, v), strict=True))
+        k, v = _written(vla.cached, (k, v), vla.write_at, vla.in_place)
     vla.found[:] = [(k, v)]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return attend(q, k, v, vla.mask, vla.reads, scale, softcap).unflatten(-1, (-1, q.shape[-1])), None
@@ -70,7 +71,7 @@ def attend(
 
     A query that may see nothing (padding) sees all keys; nobody reads its result.
     """
-    if reads and torch.is_grad_enabled():
+    if reads:
         pieces = [
             attend(
                 q[:, r.start : r.stop], detach(k, r.detached), detach(v, r.detached), mask[:, r.start : r.stop],
@@ -161,6 +162,7 @@ class Layer(nn.ModuleDict):
         cache: tuple[Tensor, Tensor] | None,
         write_at: int,
         outputs: Sequence[str],
+        in_place: bool,
     ) -> tuple[dict[str, Tensor], tuple[Tensor, Tensor]]:
         """xs {expert: [B E D]}, mask [B T S], styles {expert: [2 B 3D]} -> xs of `outputs`, and k, v [B S K H]."""
         done: dict[str, Tensor] = {}
@@ -172,7 +174,7 @@ class Layer(nn.ModuleDict):
             if name == BACKBONE:
                 # Keys that come later belong to experts; here they do not exist yet.
                 until = mask.shape[2] - mask.shape[1] + stop if cache is None else mask.shape[2]
-                here = Pass(sees[:, :, :until], clip(reads, at, stop), keys, write_at + at)
+                here = Pass(sees[:, :, :until], clip(reads, at, stop), keys, write_at + at, in_place)
                 out = self[name](
                     x, attention_mask=None, position_embeddings=angles, position_ids=positions[:, at:stop],
                     use_cache=False, vla=here,
@@ -187,7 +189,7 @@ class Layer(nn.ModuleDict):
                 elif cache is None:
                     keys = (torch.cat([keys[0], k], 1), torch.cat([keys[1], v], 1))
                 else:
-                    keys = (_join(keys[0], k, write_at + at), _join(keys[1], v, write_at + at))
+                    keys = _written(keys, (k, v), write_at + at, in_place)
                 if name in outputs:
                     until = keys[0].shape[1]
                     attended = attend(
@@ -224,13 +226,10 @@ def _turn(attention: nn.Module, angles: tuple[Tensor, ...]) -> Any:
     return lambda q, k: apply(q, k, *angles, unsqueeze_dim=2)
 
 
-def _join(cached: Tensor, new: Tensor, write_at: int) -> Tensor:
-    """New keys or values [B E K H] in their place among the cached ones [B S K H]."""
-    stop = write_at + new.shape[1]
-    if torch.is_grad_enabled():
-        return torch.cat([cached[:, :write_at], new, cached[:, stop:]], 1)
-    cached[:, write_at:stop] = new  # in place: the buffer was allocated once, by `room`
-    return cached
+def _written(cached: Sequence[Tensor], new: Sequence[Tensor], at: int, in_place: bool) -> tuple[Tensor, Tensor]:
+    """Keys and values [B E K H] in their place among the cached ones [B S K H]."""
+    k, v = (write(old, n, at, in_place=in_place) for old, n in zip(cached, new, strict=True))
+    return k, v
 
 
 class HuggingFace(nn.Module):
@@ -317,8 +316,12 @@ class HuggingFace(nn.Module):
         cache: Sequence[tuple[Tensor, ...]] | None = None,
         write_at: int = 0,
         outputs: Sequence[str] | None = None,
+        fused: bool = False,
+        in_place: bool = False,
     ) -> tuple[dict[str, Tensor], list[tuple[Tensor, ...]]]:
         """Run tokens of one or several experts; arguments and result as of `vla_llm_gemma`'s.
+
+        Attention has fused kernels always, but for families that cap their logits.
 
         Sliding windows bind the backbone's own tokens; experts see what the layout says. With windows, the cache also
         holds the positions [B S] of its tokens.
@@ -326,7 +329,9 @@ class HuggingFace(nn.Module):
         styles = styles or {}
         outputs = list(xs) if outputs is None else [e for e in xs if e in outputs]
         backbone = xs[BACKBONE].shape[1] if BACKBONE in xs else 0
-        where = positions if cache is None or not self._window else _join(cache[0][2], positions, write_at)
+        where = positions
+        if cache is not None and self._window:
+            where = write(cache[0][2], positions, write_at, in_place=in_place)
         near = self._near(mask, positions, where, backbone) if self._window and backbone else mask
         first = next(iter(xs.values()))
         turning = {
@@ -341,7 +346,7 @@ class HuggingFace(nn.Module):
             sees = near if kind == "sliding_attention" else mask
             args = (
                 xs, sees, positions, turning[kind if self._turns_by_kind else ""], style, reads,
-                cache and cache[i][:2], write_at, wanted,
+                cache and cache[i][:2], write_at, wanted, in_place,
             )  # fmt: skip
             if self.checkpointing and torch.is_grad_enabled():
                 xs, kv = checkpoint(layer, *args, use_reentrant=False)

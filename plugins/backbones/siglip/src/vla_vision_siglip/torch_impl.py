@@ -33,7 +33,7 @@ class Attention(nn.Module):
             y.unflatten(-1, (self.heads, -1))
             for y in (self.q(x), self.k(source), self.v(source))  # [B T N H]
         )
-        return self.o(attend(q, k, v, None))
+        return self.o(attend(q, k, v, None, fused=not self.training))
 
 
 class Mlp(nn.Module):

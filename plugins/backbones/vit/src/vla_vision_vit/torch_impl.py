@@ -30,7 +30,7 @@ class Block(nn.Module):
         """[B P D] -> [B P D]."""
         qkv = self.qkv(self.norm_attn(x)).unflatten(-1, (3, self.heads, -1))  # [B P 3 N H]
         q, k, v = qkv.unbind(2)
-        x = x + self.o(attend(q, k, v, None))
+        x = x + self.o(attend(q, k, v, None, fused=not self.training))
         return x + self.fc2(F.gelu(self.fc1(self.norm_mlp(x))))
 
 

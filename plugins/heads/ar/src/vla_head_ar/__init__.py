@@ -18,6 +18,7 @@ PART = Part(
     torch="vla_head_ar.torch_impl:ARHead",
     jax="vla_head_ar.jax_impl:ARHead",
     draws="vla_head_ar.draws",
+    contract=2,
 )
 
 PI0_FAST = ModelType(

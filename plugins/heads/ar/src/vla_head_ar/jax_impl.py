@@ -15,13 +15,12 @@ from flax import nnx
 from jax import Array, lax
 from jax import numpy as jnp
 
-from vla.contracts import Actions, DecodeGrammar, Observation, Spec
-from vla.jax_kit.model import Cache, Entry, Tokens
-from vla.jax_kit.ops import in_compute_dtype, matmul, token_nll
+from vla.contracts import Actions, DecodeGrammar, Observation, Sampling, Spec
+from vla.jax_kit.model import Entry, Tokens
+from vla.jax_kit.ops import in_compute_dtype, masked_mean, matmul, token_nll
 from vla.layout import BACKBONE
 from vla_head_ar.config import Settings
 
-EOS = 1  # PaliGemma's end of text
 Progress = tuple[Array, Array, Array]  # of each row [B]: values still missing, whether it is done, all logits finite
 
 
@@ -59,65 +58,47 @@ class ARHead(nnx.Module):
         nll = token_nll(
             at.reshape(-1, at.shape[-1]), model.backbone.llm.unembed().astype(at.dtype), targets.reshape(-1)
         )
-        nll = nll.reshape(valid.shape) * valid
-        return {"tokens": entry.notes["weight"] * nll.sum(1) / jnp.maximum(valid.sum(1), 1)}
+        return {"tokens": entry.notes["weight"] * masked_mean(nll.reshape(valid.shape), valid)}
 
-    def sample(
-        self,
-        model: Any,
-        obs: Observation,
-        noise: Array | None,
-        *,
-        num_steps: int | None = None,
-        grammar: DecodeGrammar | None = None,
-        temperature: float = 0.0,
-        real_dims: Array | None = None,
-    ) -> dict[str, Array]:
+    def sample(self, model: Any, obs: Observation, noise: Array | None, sampling: Sampling) -> dict[str, Array]:
         """Decode until every row has its chunk: {"tokens": [B n]} text ids, 0 after the end; {"finite": [B]}.
 
-        With a grammar (and `constrained`), "Action: " is given, only codec tokens compete, and a row ends when the
-        values its tokens stand for are complete. Without: any token, until the end of text. noise [B max_decode]
-        holds one uniform number per decoded token, used at a temperature above 0. `finite` is False where a logit was
-        NaN or infinite: the largest of such is any token, and the row is no answer.
+        With `constrained`, "Action: " is given, only codec tokens compete, and a row ends when the values its tokens
+        stand for are complete. Without: any token, until the one that ends an answer. Without a grammar: any token,
+        `max_decode` of them. noise [B max_decode] holds one uniform number per decoded token, used at a temperature
+        above 0. `finite` is False where a logit was NaN or infinite: the largest of such is any token, and the row is
+        no answer.
         """
-        rules = Rules(grammar if self.settings.constrained else None, model, self.settings.max_decode)
-        shift = int(self.settings.positions == "openpi")
-        batch = obs.batch
+        rules = Rules(sampling.grammar, model, self.settings)
+        batch, n = obs.batch, rules.max_tokens
         given = jnp.broadcast_to(jnp.array(rules.given, jnp.int32), (batch, len(rules.given)))
-        prefix = model.embed(obs)
-        if given.shape[1]:
-            ones = jnp.ones_like(given)
-            prefix = (*prefix, model.text(given, ones.astype(bool), ones))
-        cache = model.prefill(prefix, hidden=True)
-        last = self._last(cache.hidden["prompt"], obs.tokenized_prompt_mask, given.shape[1])
-        n = rules.max_tokens
         ones = jnp.ones((batch, n), jnp.int32)
-        nothing = jnp.zeros((batch, n, 0), last.dtype)
-        mask, where = model.look(cache, [Tokens(("prompt", "target"), BACKBONE, nothing, ones.astype(bool), ones)])
-        cache = evolve(model.room(cache, n), hidden={})
+        prefix = (model.text(given, jnp.ones_like(given).astype(bool), jnp.ones_like(given)),) if rules.given else ()
+        nothing = jnp.zeros((batch, n, 0))
+        later = Tokens(("prompt", "target"), BACKBONE, nothing, ones.astype(bool), ones)
+        decode = model.decoder(obs, [later], varying=("target",), prefix=prefix, hidden=True)
+        decode = evolve(decode, positions=decode.positions + int(self.settings.positions == "openpi"))
+        last = self._last(decode.hidden["prompt"], obs.tokenized_prompt_mask, given.shape[1])
 
         def choose(last: Array, i: Any, out: Array, progress: Progress) -> tuple[Array, Progress]:
             uniform = None if noise is None else jnp.asarray(noise)[:, i]
-            token, progress = rules.choose(last, progress, i, uniform, temperature)
+            token, progress = rules.choose(last, progress, i, uniform, sampling.temperature)
             return lax.dynamic_update_slice_in_dim(out, token[:, None], i, 1), progress
 
-        def unfinished(carry: tuple[Array, Array, Progress, Cache]) -> Array:
+        def unfinished(carry: tuple[Array, Array, Progress, Any]) -> Array:
             i, _, progress, _ = carry
             return (i < n) & ~rules.finished(progress)
 
-        def step(carry: tuple[Array, Array, Progress, Cache]) -> tuple[Array, Array, Progress, Cache]:
+        def step(carry: tuple[Array, Array, Progress, Any]) -> tuple[Array, Array, Progress, Any]:
             """Run the token chosen last, and choose token i."""
             i, out, progress, cache = carry
-
-            def at(a: Array) -> Array:
-                return lax.dynamic_slice_in_dim(a, i - 1, 1, 1)
-
-            new = model.text(at(out), ones[:, :1].astype(bool), ones[:, :1])
-            hidden, cache = model.extend(cache, [new], (at(mask), at(where) + shift), {}, offset=i - 1)
+            token = lax.dynamic_slice_in_dim(out, i - 1, 1, 1)
+            new = model.text(token, ones[:, :1].astype(bool), ones[:, :1])
+            hidden, cache = decode.append([new], i - 1, cache)
             return i + 1, *choose(hidden["prompt"][:, 0], i, out, progress), cache
 
         out, progress = choose(last, 0, jnp.zeros((batch, n), jnp.int32), rules.start(batch))
-        _, out, progress, _ = lax.while_loop(unfinished, step, (jnp.int32(1), out, progress, cache))
+        _, out, progress, _ = lax.while_loop(unfinished, step, (jnp.int32(1), out, progress, decode.cache.layers))
         return {"tokens": rules.finish(given, out), "finite": progress[2]}
 
     @staticmethod
@@ -132,14 +113,15 @@ class ARHead(nnx.Module):
 class Rules:
     """Which token may come next, per row, on the device. What changes is an argument: `Progress`."""
 
-    def __init__(self, grammar: DecodeGrammar | None, model: Any, max_decode: int):
+    def __init__(self, grammar: DecodeGrammar | None, model: Any, settings: Settings):
         table = model.backbone.llm.unembed()
-        self.grammar = grammar
+        self.end = None if grammar is None else grammar.end  # of an answer without constraint
+        self.grammar = grammar = grammar if settings.constrained else None
         self.given: tuple[int, ...] = ()
-        self.max_tokens = max_decode
+        self.max_tokens = settings.max_decode
         if grammar is not None:
             self.given = grammar.prefix
-            self.max_tokens = min(max_decode, grammar.total)
+            self.max_tokens = min(settings.max_decode, grammar.total)
             self.ids, self.lengths = jnp.asarray(grammar.action_ids, jnp.int32), jnp.asarray(grammar.lengths, jnp.int32)
             self.longest = self.lengths.max()
             table = table[self.ids]  # only these rows compete: [v D] instead of [V D]
@@ -167,7 +149,8 @@ class Rules:
         else:
             choice = logits.argmax(-1)
         if self.grammar is None:
-            return jnp.where(done, 0, choice).astype(jnp.int32), (left, done | (choice == EOS), finite)
+            ended = done if self.end is None else done | (choice == self.end)
+            return jnp.where(done, 0, choice).astype(jnp.int32), (left, ended, finite)
         left = jnp.where(done, left, left - self.lengths[choice])
         return jnp.where(done, 0, self.ids[choice]), (left, left <= 0, finite)
 

@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from attrs import evolve
 from torch import Tensor, nn
 
-from vla.contracts import Actions, DecodeGrammar, Observation, Spec
+from vla.contracts import Actions, DecodeGrammar, Observation, Sampling, Spec
 from vla.layout import BACKBONE
 from vla.torch_kit.model import Entry, Tokens
-from vla.torch_kit.ops import token_nll
+from vla.torch_kit.ops import masked_mean, token_nll
 from vla_head_ar.config import Settings
-
-EOS = 1  # PaliGemma's end of text
 
 
 class ARHead(nn.Module):
@@ -54,50 +53,37 @@ class ARHead(nn.Module):
         text = hidden["prompt"]  # [B L D]
         at = text.gather(1, index[..., None].expand(-1, -1, text.shape[-1]))  # [B M D]
         nll = token_nll(at.flatten(0, 1), model.backbone.llm.unembed().to(at.dtype), targets.flatten())
-        nll = nll.view(valid.shape) * valid
-        return {"tokens": entry.notes["weight"] * nll.sum(1) / valid.sum(1).clamp(min=1)}
+        return {"tokens": entry.notes["weight"] * masked_mean(nll.view(valid.shape), valid)}
 
-    def sample(
-        self,
-        model: Any,
-        obs: Observation,
-        noise: Tensor | None,
-        *,
-        num_steps: int | None = None,
-        grammar: DecodeGrammar | None = None,
-        temperature: float = 0.0,
-        real_dims: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def sample(self, model: Any, obs: Observation, noise: Tensor | None, sampling: Sampling) -> dict[str, Tensor]:
         """Decode until every row has its chunk: {"tokens": [B n]} text ids, 0 after the end; {"finite": [B]}.
 
-        With a grammar (and `constrained`), "Action: " is given, only codec tokens compete, and a row ends when the
-        values its tokens stand for are complete. Without: any token, until the end of text. noise [B max_decode]
-        holds one uniform number per decoded token, used at a temperature above 0. `finite` is False where a logit was
-        NaN or infinite: the largest of such is any token, and the row is no answer.
+        With `constrained`, "Action: " is given, only codec tokens compete, and a row ends when the values its tokens
+        stand for are complete. Without: any token, until the one that ends an answer. Without a grammar: any token,
+        `max_decode` of them. noise [B max_decode] holds one uniform number per decoded token, used at a temperature
+        above 0. `finite` is False where a logit was NaN or infinite: the largest of such is any token, and the row is
+        no answer.
         """
-        rules = Rules(grammar if self.settings.constrained else None, model, self.settings.max_decode, obs.batch)
-        shift = int(self.settings.positions == "openpi")
-        device, batch = obs.tokenized_prompt.device, obs.batch
+        rules = Rules(sampling.grammar, model, self.settings, obs.batch)
+        device, batch, n = obs.tokenized_prompt.device, obs.batch, rules.max_tokens
         given = torch.tensor(rules.given, dtype=torch.long, device=device).expand(batch, -1)
-        prefix = model.embed(obs)
-        if given.shape[1]:
-            ones = torch.ones_like(given)
-            prefix = (*prefix, model.text(given, ones.bool(), ones))
-        cache = model.prefill(prefix, hidden=True)
-        last = self._last(cache.hidden["prompt"], obs.tokenized_prompt_mask, given.shape[1])
-        n = rules.max_tokens
         ones = torch.ones(batch, n, dtype=torch.long, device=device)
-        later = Tokens(("prompt", "target"), BACKBONE, last.new_empty(batch, n, 0), ones.bool(), ones)
-        mask, where = model.look(cache, [later])
-        cache = model.room(cache, n)
+        prefix = (model.text(given, torch.ones_like(given).bool(), torch.ones_like(given)),) if rules.given else ()
+        nothing = torch.empty(batch, n, 0, device=device)
+        later = Tokens(("prompt", "target"), BACKBONE, nothing, ones.bool(), ones)
+        decode = model.decoder(obs, [later], varying=("target",), prefix=prefix, hidden=True)
+        decode = evolve(decode, positions=decode.positions + int(self.settings.positions == "openpi"))
+        cache = decode.cache.layers
+        last = self._last(decode.hidden["prompt"], obs.tokenized_prompt_mask, given.shape[1])
         out = torch.zeros(batch, n, dtype=torch.long, device=device)
         for i in range(n):
-            out[:, i] = token = rules.choose(last, i, None if noise is None else noise[:, i], temperature)
+            uniform = None if noise is None else noise[:, i]
+            out[:, i] = token = rules.choose(last, i, uniform, sampling.temperature)
             if rules.finished():  # the only look at a value on the host
                 break
             new = model.text(token[:, None], ones[:, :1].bool(), ones[:, :1])
-            look = mask[:, i : i + 1], where[:, i : i + 1] + shift
-            last = model.extend(cache, [new], look, {}, offset=i)["prompt"][:, 0]
+            hidden, cache = decode.append([new], i, cache)
+            last = hidden["prompt"][:, 0]
         return {"tokens": rules.finish(given, out), "finite": rules.finite}
 
     @staticmethod
@@ -112,18 +98,20 @@ class ARHead(nn.Module):
 class Rules:
     """Which token may come next, per row, on the device."""
 
-    def __init__(self, grammar: DecodeGrammar | None, model: Any, max_decode: int, batch: int):
+    def __init__(self, grammar: DecodeGrammar | None, model: Any, settings: Settings, batch: int):
         table = model.backbone.llm.unembed()
         device = table.device
-        self.table, self.grammar = table, grammar
+        self.table = table
+        self.end = None if grammar is None else grammar.end  # of an answer without constraint
+        self.grammar = grammar = grammar if settings.constrained else None
         self.done = torch.zeros(batch, dtype=torch.bool, device=device)
         self.finite = ~self.done
         self.given: tuple[int, ...] = ()
-        self.max_tokens = max_decode
+        self.max_tokens = settings.max_decode
         if grammar is None:
             return
         self.given = grammar.prefix
-        self.max_tokens = min(max_decode, grammar.total)
+        self.max_tokens = min(settings.max_decode, grammar.total)
         self.ids = torch.as_tensor(np.asarray(grammar.action_ids), dtype=torch.long, device=device)
         self.lengths = torch.as_tensor(np.asarray(grammar.lengths), dtype=torch.long, device=device)
         self.longest = int(np.asarray(grammar.lengths).max())
@@ -146,7 +134,8 @@ class Rules:
             choice = logits.argmax(-1)
         if self.grammar is None:
             token = torch.where(self.done, 0, choice)
-            self.done = self.done | (choice == EOS)
+            if self.end is not None:
+                self.done = self.done | (choice == self.end)
             return token
         token = torch.where(self.done, 0, self.ids[choice])
         self.left = torch.where(self.done, self.left, self.left - self.lengths[choice])

@@ -27,6 +27,7 @@ PART = Part(
     jax="vla_head_flow.jax_impl:FlowHead",
     draws="vla_head_flow.draws",
     params="vla_head_flow.params",
+    contract=2,
 )
 
 PI0 = ModelType(

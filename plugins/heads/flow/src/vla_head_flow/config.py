@@ -58,8 +58,3 @@ def layout(settings: Settings) -> Layout:
 def experts(settings: Settings) -> dict[str, Expert]:
     """The action expert."""
     return {"action": Expert(settings.width, settings.mlp_dim, adarms=settings.time == "adarms")}
-
-
-def varying(settings: Settings) -> tuple[str, ...]:
-    """Roles that change from one Euler step to the next. With adaRMS every token of the expert depends on time."""
-    return ("state", "action") if settings.state == "continuous" and settings.time == "adarms" else ("action",)

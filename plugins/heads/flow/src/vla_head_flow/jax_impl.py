@@ -17,10 +17,10 @@ from flax import nnx
 from jax import Array, lax
 from jax import numpy as jnp
 
-from vla.contracts import Actions, Observation, Spec
+from vla.contracts import Actions, Observation, Sampling, Spec
 from vla.jax_kit.model import Entry, Tokens
-from vla.jax_kit.ops import Linear, time_embedding
-from vla_head_flow.config import Settings, varying
+from vla.jax_kit.ops import Linear, masked_mean, time_embedding
+from vla_head_flow.config import Settings
 
 
 class FlowHead(nnx.Module):
@@ -72,12 +72,7 @@ class FlowHead(nnx.Module):
 
     def losses(self, model: Any, hidden: Mapping[str, Array], entry: Entry) -> dict[str, Array]:
         """{"actions": [B]}: the squared error of the velocity, averaged over draws, steps and dims that are real."""
-        error = self.squared_error(hidden, entry)  # [B K H A]
-        mask = entry.notes["mask"]
-        if mask is None:
-            return {"actions": error.mean((1, 2, 3))}
-        real = mask.astype(error.dtype)
-        return {"actions": (error * real).sum((1, 2, 3)) / jnp.maximum(real.sum((1, 2, 3)) * error.shape[1], 1)}
+        return {"actions": masked_mean(self.squared_error(hidden, entry), entry.notes["mask"])}
 
     def squared_error(self, hidden: Mapping[str, Array], entry: Entry) -> Array:
         """(v - u)^2 for every draw, step and dim: [B K H A] float32."""
@@ -87,6 +82,11 @@ class FlowHead(nnx.Module):
     def velocity(self, hidden: Array) -> Array:
         """Hidden states of the action tokens [B H W] -> velocity [B H A], float32."""
         return self.action_out_proj(hidden).astype(jnp.float32)
+
+    def suffix(self, obs: Observation, x_t: Array, time: Array) -> tuple[Tokens, ...]:
+        """The state, where it is continuous, and noisy actions [B H A] at time [B] (or [1])."""
+        state = (self.state_token(obs.state),) if self.settings.state == "continuous" else ()
+        return (*state, *self.tokens(x_t, time))
 
     def tokens(self, x_t: Array, time: Array) -> tuple[Tokens, ...]:
         """Noisy actions [B H A] at time [B] (or [1]) as tokens of the action expert."""
@@ -111,45 +111,22 @@ class FlowHead(nnx.Module):
         """Sinusoids of t, [B] -> [B W]."""
         return time_embedding(time, self.settings.width, self.settings.min_period, self.settings.max_period)
 
-    def sample(
-        self,
-        model: Any,
-        obs: Observation,
-        noise: Array,
-        *,
-        num_steps: int | None = None,
-        grammar: object = None,
-        temperature: float = 0.0,
-        real_dims: Array | None = None,
-    ) -> dict[str, Array]:
+    def sample(self, model: Any, obs: Observation, noise: Array, sampling: Sampling) -> dict[str, Array]:
         """Euler from noise [B H A] over the cached prefix: {"actions": [B H A]} float32, normalised.
 
         Training leaves padded dims out of the loss, so their velocity is not learned; but it is known: they go from
-        noise to 0 along u = noise. With `real_dims` [A] the network sees them exactly as in training.
+        noise to 0 along u = noise. With `action_dim_mask` [A] the network sees them exactly as in training.
         """
-        steps = num_steps or self.settings.num_steps
-        times, dt = euler_times(steps)
-        fixed = model.embed(obs)
-        state = ()
-        if self.settings.state == "continuous":
-            state = (self.state_token(obs.state),)
-            if "state" not in varying(self.settings):
-                fixed, state = (*fixed, *state), ()  # nothing in it changes: it joins the cache
-        cache = model.prefill(fixed)
-        known = real_dims if self.settings.mask_padding else None
-        look = model.look(cache, (*state, *self.tokens(noise, times[:1])))
-        cache = model.room(cache, look[0].shape[1])
-        llm = model.backbone.llm
-        styles = {e: llm.styles(e, c) for e, c in self.condition(times).items()}  # of all steps at once
+        times, dt = euler_times(sampling.num_steps or self.settings.num_steps)
+        known = sampling.action_dim_mask if self.settings.mask_padding else None
+        suffix = self.suffix(obs, noise, times[:1])
+        decode = model.decoder(obs, suffix, cond=self.condition(times), varying=("action",))
 
         def step(i: Array, x: Array) -> Array:
-            now = {e: llm.style_at(s, i) for e, s in styles.items()}
-            tokens = self.tokens(x, lax.dynamic_slice_in_dim(times, i, 1))
-            hidden, _ = model.extend(cache, (*state, *tokens), look, now)
-            v = self.velocity(hidden["action"])
+            v = self.velocity(decode(self.suffix(obs, x, lax.dynamic_slice_in_dim(times, i, 1)), i)["action"])
             return x + dt * (v if known is None else jnp.where(known, v, noise))
 
-        return {"actions": lax.fori_loop(0, steps, step, jnp.asarray(noise))}
+        return {"actions": lax.fori_loop(0, len(times), step, jnp.asarray(noise))}
 
 
 def euler_times(steps: int) -> tuple[Array, float]:

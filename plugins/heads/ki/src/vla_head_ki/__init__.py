@@ -26,6 +26,7 @@ PART = Part(
     torch="vla_head_ki.torch_impl:KIHead",
     jax="vla_head_ki.jax_impl:KIHead",
     draws="vla_head_ki.draws",
+    contract=2,
 )
 
 PI05_KI = ModelType(

@@ -13,7 +13,7 @@ from attrs import evolve
 from flax import nnx
 from jax import Array
 
-from vla.contracts import Actions, DecodeGrammar, Observation, Spec
+from vla.contracts import Actions, Observation, Sampling, Spec
 from vla.jax_kit.model import Entry
 from vla_head_ki.config import Settings
 
@@ -58,16 +58,6 @@ class KIHead(nnx.Module):
             **self.actions.losses(model, hidden, entry.notes["actions"]),
         }
 
-    def sample(
-        self,
-        model: Any,
-        obs: Observation,
-        noise: Array,
-        *,
-        num_steps: int | None = None,
-        grammar: DecodeGrammar | None = None,
-        temperature: float = 0.0,
-        real_dims: Array | None = None,
-    ) -> dict[str, Array]:
+    def sample(self, model: Any, obs: Observation, noise: Array, sampling: Sampling) -> dict[str, Array]:
         """The chunk half alone: {"actions": [B H A]}."""
-        return self.actions.sample(model, obs, noise, num_steps=num_steps, real_dims=real_dims)
+        return self.actions.sample(model, obs, noise, sampling)

@@ -12,7 +12,7 @@ from typing import Any
 from attrs import evolve
 from torch import Tensor, nn
 
-from vla.contracts import Actions, DecodeGrammar, Observation, Spec
+from vla.contracts import Actions, Observation, Sampling, Spec
 from vla.torch_kit.model import Entry
 from vla_head_ki.config import Settings
 
@@ -50,16 +50,6 @@ class KIHead(nn.Module):
             **self.actions.losses(model, hidden, entry.notes["actions"]),
         }
 
-    def sample(
-        self,
-        model: Any,
-        obs: Observation,
-        noise: Tensor,
-        *,
-        num_steps: int | None = None,
-        grammar: DecodeGrammar | None = None,
-        temperature: float = 0.0,
-        real_dims: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def sample(self, model: Any, obs: Observation, noise: Tensor, sampling: Sampling) -> dict[str, Tensor]:
         """The chunk half alone: {"actions": [B H A]}."""
-        return self.actions.sample(model, obs, noise, num_steps=num_steps, real_dims=real_dims)
+        return self.actions.sample(model, obs, noise, sampling)
