@@ -1,13 +1,14 @@
 """The contract of datasets: chunks, mixtures, the frame cache, opening by name."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla.datasets import Dataset, DatasetInfo, Mixture, chunk, open_dataset
+from vla.datasets import Dataset, DatasetInfo, Mixture, chunk, open_dataset, source_table
 from vla.errors import DataError, PartError, StoreError
 from vla.frame_cache import CachedFrames, cache_frames
 
@@ -129,3 +130,24 @@ def test_a_frame_cache_is_whole_or_absent(tmp_path, monkeypatch):
 def test_unknown_readers_are_named():
     with pytest.raises(PartError, match="rlds"):
         open_dataset({"part": "rlds", "path": "x"})
+
+
+@pytest.mark.parametrize("name", ["lerobot/aloha_sim_insertion", "tabletop/blocks", "lerobots/x", "data/metaworlds"])
+def test_a_hub_name_may_resemble_a_part(name):
+    assert source_table(name) == {"part": "lerobot", "path": name}
+    with pytest.raises(DataError, match=r"no such dataset folder"):
+        open_dataset(name)
+
+
+def test_a_folder_with_the_name_of_a_part_is_told_apart(tmp_path, monkeypatch):
+    pytest.importorskip("vla_dataset_tabletop")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tabletop").mkdir()
+    assert source_table("tabletop") == {"part": "tabletop"}  # a folder of something else
+    (tmp_path / "tabletop/meta").mkdir()
+    (tmp_path / "tabletop/meta/info.json").write_text("{}")
+    with pytest.raises(PartError, match=r"dataset part(.|\n)*./tabletop(.|\n)*tabletop:"):
+        source_table("tabletop")
+    folder = {"part": "lerobot", "path": str(tmp_path / "tabletop")}
+    assert source_table("./tabletop") == source_table(Path("tabletop")) == folder
+    assert source_table("tabletop:") == {"part": "tabletop"}

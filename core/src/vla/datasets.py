@@ -12,6 +12,7 @@ A raw sample is what a robot saw and did at one frame, in the robot's own units 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -153,9 +154,10 @@ def source_table(source: str | Path | Mapping[str, Any], settings: Mapping[str, 
         text = str(source)
         part, colon, path = text.partition(":")
         if isinstance(source, str) and text in names:
+            _refuse_ambiguous(text)
             table = {"part": text, **(settings or {})}
-        elif colon and part in names:
-            table = {"part": part, "path": path, **(settings or {})}
+        elif isinstance(source, str) and colon and part in names:
+            table = {"part": part, **({"path": path} if path else {}), **(settings or {})}
         else:
             _refuse_misspelt(text, part if colon else text, names)
             table = {"part": DEFAULT_FORMAT, "path": text, **(settings or {})}
@@ -216,9 +218,18 @@ def _weighted(source: str) -> tuple[str, float | None]:
     return text, weight
 
 
+def _refuse_ambiguous(name: str) -> None:
+    """The name of a dataset part that is also a dataset here: nobody knows which of the two is meant."""
+    if (Path(name) / "meta" / "info.json").is_file():
+        raise PartError(
+            "this is the name of a dataset part, and of a folder here that holds a dataset", field="data", got=name,
+            expected=f"./{name} for the folder, {name}: for the part", fix=f"write ./{name}, or {name}:",
+        )  # fmt: skip
+
+
 def _refuse_misspelt(text: str, part: str, names: Collection[str]) -> None:
-    """A word that is nearly the name of a dataset part, and no folder, was meant as one."""
-    close = difflib.get_close_matches(part, names, 1, 0.7)
+    """A word that is nearly the name of a dataset part, and no folder or hub name, was meant as one."""
+    close = [] if "/" in part or os.sep in part else difflib.get_close_matches(part, names, 1, 0.7)
     if close and not Path(text).expanduser().exists():
         raise PartError(
             "no dataset of this name, and no such folder", field="data", got=text,

@@ -228,6 +228,16 @@ def _slow_film(root):
     film(_video(root, 1), [picture(1, i) for i in range(3)], fps=FPS / 2)
 
 
+def _dropped(root):
+    """A picture is missing inside, and there is one more at the end."""
+    film(_video(root, 1), [picture(1, i) for i in (0, 1, 2, 4, 5, 6)], times=[i / FPS for i in (0, 1, 2, 4, 5, 6)])
+
+
+def _doubled(root):
+    """Two frames lie between the same two pictures."""
+    film(_video(root, 1), [picture(1, i) for i in range(7)], times=[0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.61])
+
+
 def _truncated(root):
     file = _video(root, 1)
     file.write_bytes(file.read_bytes()[:-200])
@@ -247,6 +257,8 @@ REFUSED = {
     "a video that is missing": ({"version": V21}, lambda r: _video(r, 1).unlink(), r"video file is missing(.|\n)*episode 1(.|\n)*exclude='1'"),
     "a video that ends early": ({"version": V21}, _cut_film, r"fewer pictures(.|\n)*4 pictures(.|\n)*expected: 6(.|\n)*exclude='1'"),
     "a video at half the rate": ({"version": V21}, _slow_film, r"fewer pictures(.|\n)*3 pictures(.|\n)*exclude='1'"),
+    "a picture missing inside": ({"version": V21}, _dropped, r"no picture within half a frame(.|\n)*frame 3 of the episode at 0.300 s(.|\n)*exclude='1'"),
+    "one picture for two frames": ({"version": V21}, _doubled, r"would get the same picture(.|\n)*frames 2 and 3(.|\n)*exclude='1'"),
     "a video cut off": ({"version": V21}, _truncated, r"video is damaged(.|\n)*episode 1(.|\n)*exclude='1'"),
     "shared pictures": ({"episode": lambda row: row.update({f"videos/{CAMERA}/from_timestamp": 0.0, f"videos/{CAMERA}/to_timestamp": row["length"] / FPS})}, None, r"share pictures(.|\n)*from 0.000 s"),
     "a part that is too short": ({"episode": lambda row: row.update({f"videos/{CAMERA}/to_timestamp": row[f"videos/{CAMERA}/from_timestamp"] + 0.2})}, None, r"shorter than the episode(.|\n)*0.000 s to 0.200 s"),

@@ -34,13 +34,13 @@ class Clip:
     """Where the frames of one episode are in a video file.
 
     As the metadata says: from `start` to `stop`; None: the file holds nothing else. As `pictures.place` found out: the
-    frame `t` seconds after the episode's first is `start + pace * t` seconds into the file.
+    frame `t` seconds after the episode's first is `start + t` seconds into the file, or at its own of the `moments`.
     """
 
     path: Path
     start: float
     stop: float | None
-    pace: float = 1.0
+    moments: np.ndarray | None = None  # [frames] seconds, where frames count by their order
 
 
 @frozen

@@ -15,8 +15,9 @@ from attrs import evolve, frozen
 
 from vla.errors import DataError
 from vla_dataset_lerobot.choice import advice, leave_out
+from vla_dataset_lerobot.film import Film, films_of
 from vla_dataset_lerobot.meta import Clip, Meta
-from vla_dataset_lerobot.video import SAME, Film, films_of
+from vla_dataset_lerobot.video import SAME
 
 
 @frozen
@@ -26,7 +27,7 @@ class Rows:
     number: int  # of the episode
     count: int  # frames
     begin: float  # what the clock shows at the first frame
-    last: float  # seconds from the first frame to the last
+    since: np.ndarray  # [count] seconds since the first frame
     frame: int | None  # `frame_index` of the first
 
 
@@ -127,7 +128,7 @@ def _ends(meta: Meta, key: str, clips: Sequence[Clip], rows: Sequence[Rows], fil
 def _placed(clip: Clip, row: Rows, film: Film, meta: Meta, after: float, ordered: bool) -> Clip:
     """The clip from the picture of the first frame on."""
     fps, own_file = meta.fps, meta.files_of is not None
-    step, half = 1 / fps, 0.5 / fps + SAME
+    step, half, length = 1 / fps, 0.5 / fps + SAME, float(row.since[-1])
     begin = film.start if own_file else clip.start
     end = film.end if own_file else clip.stop if clip.stop is not None else clip.start + row.count * step
     if end < begin + (row.count - 1) * step - half and not ordered:
@@ -135,15 +136,15 @@ def _placed(clip: Clip, row: Rows, film: Film, meta: Meta, after: float, ordered
             "an episode's part of a video is shorter than the episode", f"{begin:.3f} s to {end:.3f} s",
             f"{row.count * step:.3f} s, for {row.count} frames at {fps:g} fps", "correct meta/",
         )  # fmt: skip
-    holds = film.frames if own_file and film.frames else round((end - begin) * film.rate)
-    if ordered and holds == row.count and row.last < row.count * step:  # no gap in frame_index
-        return evolve(clip, start=begin, pace=fps / film.rate)
-    last = clip.start + row.begin + row.last
-    fits = clip.start + row.begin >= begin - half and last <= film.last + half
+    held = _held(film, begin, end)
+    if ordered and len(held) == row.count and length < row.count * step:  # no gap in frame_index
+        return evolve(clip, start=begin, moments=held)
+    last = clip.start + row.begin + length
+    fits = clip.start + row.begin >= max(begin, film.start) - half and last <= film.last + half
     if not own_file:  # beyond are pictures of the next episode
         fits = fits and last <= end - step + half
-    whole = not ordered and holds == row.count and abs(end - begin - row.count * step) <= step + SAME
-    if whole and begin + row.last <= film.last + half and begin >= film.start - half:
+    whole = not ordered and len(held) == row.count and abs(end - begin - row.count * step) <= step + SAME
+    if whole and begin + length <= film.last + half and begin >= film.start - half:
         if not fits and row.begin > 0 and last + step <= after + half:
             raise _Misfit(
                 "the clocks of data and video contradict each other, and both could be meant",
@@ -151,7 +152,7 @@ def _placed(clip: Clip, row: Rows, film: Film, meta: Meta, after: float, ordered
                 "timestamps that start at 0, or a part of the video that starts earlier or ends later",
                 "correct from_timestamp and to_timestamp in meta/, or the timestamps in data/",
             )  # fmt: skip
-        return evolve(clip, start=begin)
+        return _checked(evolve(clip, start=begin), row, film, fps)
     if not fits:
         raise _Misfit(
             "a video does not hold the pictures of an episode",
@@ -160,11 +161,6 @@ def _placed(clip: Clip, row: Rows, film: Film, meta: Meta, after: float, ordered
             + ("" if ordered else ", by their timestamps"),
             "copy the file again",
         )  # fmt: skip
-    if film.rate < 0.98 * fps:
-        raise _Misfit(
-            "a video has fewer pictures a second than the data has frames", f"{film.rate:.3f} a second",
-            f"{fps:g}, fps in meta/info.json", "encode it again at the rate of the data",
-        )  # fmt: skip
     if not ordered and row.frame is not None and abs(row.begin - (begin - clip.start) - row.frame * step) > half:
         raise _Misfit(
             "frame_index and timestamp contradict each other about where an episode begins in its video",
@@ -172,7 +168,55 @@ def _placed(clip: Clip, row: Rows, film: Film, meta: Meta, after: float, ordered
             f"timestamp {row.frame * step + begin - clip.start:.3f} for it, or a video of {row.count} pictures",
             "repair one of the two columns, or go by frame_index: --set data.check_fps=false",
         )  # fmt: skip
-    return evolve(clip, start=clip.start + row.begin)
+    return _checked(evolve(clip, start=clip.start + row.begin), row, film, fps)
+
+
+def _held(film: Film, begin: float, end: float) -> np.ndarray:
+    """The times of the pictures in a part of a video."""
+    if film.times is not None:
+        first, past = np.searchsorted(film.times, [begin - SAME, end - SAME])
+        return film.times[first:past]
+    whole = film.frames and begin <= film.start + SAME and end >= film.end - SAME
+    count = film.frames if whole else max(0, round((end - begin) * film.rate))
+    return begin + np.arange(count) / film.rate
+
+
+def _checked(clip: Clip, row: Rows, film: Film, fps: float) -> Clip:
+    """The clip, in which every frame has a picture of its own, at most half a frame away."""
+    if film.times is None:  # of a file that does not list its pictures
+        if film.rate < 0.98 * fps:
+            raise _Misfit(
+                "a video has fewer pictures a second than the data has frames", f"{film.rate:.3f} a second",
+                f"{fps:g}, fps in meta/info.json", "encode it again at the rate of the data",
+            )  # fmt: skip
+        return clip
+    asked = clip.start + row.since
+    nearest = _nearest(film.times, asked)
+    apart = np.abs(film.times[nearest] - asked)
+    if (bad := apart > 0.5 / fps + SAME).any():
+        at = int(np.argmax(bad))
+        raise _Misfit(
+            "a frame has no picture within half a frame of its time",
+            f"frame {at} of the episode at {asked[at]:.3f} s, the nearest picture at {film.times[nearest[at]]:.3f} s",
+            f"one at most {0.5 / fps:.3f} s away ({fps:g} fps)",
+            "copy the file again, or encode it at the rate of the data",
+        )  # fmt: skip
+    if (bad := np.diff(nearest) < 1).any():
+        at = int(np.argmax(bad))
+        raise _Misfit(
+            "two frames would get the same picture",
+            f"frames {at} and {at + 1} of the episode, at {asked[at]:.3f} s and {asked[at + 1]:.3f} s",
+            f"a picture for each; the nearest is at {film.times[nearest[at]]:.3f} s",
+            "copy the file again, or encode it at the rate of the data",
+        )  # fmt: skip
+    return clip
+
+
+def _nearest(times: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Which of the rising times is nearest to each of those asked for."""
+    later = np.minimum(np.searchsorted(times, asked), len(times) - 1)
+    before = np.maximum(later - 1, 0)
+    return np.where(np.abs(times[before] - asked) <= np.abs(times[later] - asked), before, later)
 
 
 def rows_of(
@@ -181,7 +225,7 @@ def rows_of(
     """What each episode needs of its videos, from the clock of its frames (see `spans.clock`)."""
     return [
         Rows(
-            int(n), len(span), float(begin[span.start]), float(since[span.stop - 1]),
+            int(n), len(span), float(begin[span.start]), since[span.start : span.stop],
             None if number is None else int(number[span.start]),
         )
         for n, span in zip(meta.numbers, episodes, strict=True)

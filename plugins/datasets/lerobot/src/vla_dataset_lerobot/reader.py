@@ -159,7 +159,10 @@ class LeRobotDataset:
         if self._kinds[name] == "image":
             return self._images.frame(key, int(self._rows[index]), where, way_out)
         clip = self._clips[name][episode]
-        seconds = clip.start + clip.pace * float(self._times[index])
+        if clip.moments is not None:
+            seconds = float(clip.moments[index - self.episodes[episode].start])
+        else:
+            seconds = clip.start + float(self._times[index])
         return self._videos.frame(clip.path, seconds, f"camera {name!r}, {where}", way_out)
 
     def _prompt(self, index: int) -> str:

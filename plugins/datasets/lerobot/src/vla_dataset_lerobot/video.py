@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import av
 import numpy as np
-from attrs import frozen
 from av.video.reformatter import VideoReformatter
 
 from vla.errors import DataError, SettingsError
 from vla_dataset_lerobot.choice import advice
+from vla_dataset_lerobot.film import is_measurement, is_pointer
 
 OPEN_FILES = 16  # per thread
 _of_parents: list[object] = []
@@ -36,69 +35,6 @@ class Decoder(Protocol):
     def close(self) -> None:
         """Let go of the file."""
         ...
-
-
-@frozen
-class Film:
-    """What a video file says of itself, in seconds of its own clock."""
-
-    start: float  # its first picture
-    last: float  # its last picture
-    end: float  # the end of the last picture
-    frames: int  # 0: it does not say
-    rate: float  # pictures a second, on average
-
-
-def films_of(paths: Iterable[Path]) -> dict[Path, Film | str]:
-    """What the files say of themselves, or why they cannot be read ("missing" or another reason). Decodes nothing.
-
-    Raises:
-        DataError: a file does not hold pictures but measurements.
-    """
-    paths = list(paths)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 2)) as pool:
-        return dict(zip(paths, pool.map(_film, paths), strict=True))
-
-
-def _film(path: Path) -> Film | str:
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                return "it has no video stream"
-            stream = container.streams.video[0]
-            kind = stream.codec_context.format
-            if kind is not None and len(kind.components) == 1 and kind.components[0].bits > 8:
-                raise DataError(
-                    "a video has more than 8 bits in its only channel: no pictures, but depth or another measurement",
-                    field=str(path), got=kind.name, expected="pictures in colour, or 8 bits of grey",
-                    fix="leave this camera out: --set 'data.cameras=[...]' with the others",
-                )  # fmt: skip
-            index = getattr(stream, "index_entries", ())
-            tail = index[len(index) - 1] if len(index) else None
-            if tail is not None and tail.pos + tail.size > path.stat().st_size:
-                return f"it is cut off: {path.stat().st_size} bytes, its last picture ends at {tail.pos + tail.size}"
-            base = float(stream.time_base)
-            if stream.duration is not None:
-                start, length = (stream.start_time or 0) * base, stream.duration * base
-            elif container.duration is not None:
-                start, length = (container.start_time or 0) / av.time_base, container.duration / av.time_base
-            else:
-                return "it does not say how long it is"
-            rate = float(stream.average_rate or 0) or (stream.frames / length if length else 0)
-            if rate <= 0:
-                return "it does not say how many pictures a second it has"
-            # The last picture of some files has no length of its own: then its time says when it is.
-            last = max(start + length - 1 / rate, tail.timestamp * base if tail is not None else start)
-            return Film(start, last, max(start + length, last), stream.frames, rate)
-    except FileNotFoundError:
-        return "missing"
-    except (av.FFmpegError, OSError, ValueError) as error:
-        return "a git-lfs pointer: run `git lfs pull`" if _is_pointer(path) else _first_line(error)
-
-
-def _is_pointer(path: Path) -> bool:
-    with open(path, "rb") as stream:
-        return stream.read(40).startswith(b"version https://git-lfs")
 
 
 class Videos:
@@ -143,7 +79,7 @@ class Videos:
             if decoder is not None:
                 decoder.close()
                 decoders.pop(path, None)
-            fix = "it is a git-lfs pointer: run `git lfs pull`" if _is_pointer(path) else "copy the file again"
+            fix = "it is a git-lfs pointer: run `git lfs pull`" if is_pointer(path) else "copy the file again"
             raise DataError(
                 "a video is damaged",
                 field=f"{path} ({what})",
@@ -168,6 +104,8 @@ class PyAVDecoder:
         if not self._container.streams.video:
             raise ValueError("it has no video stream")
         self._stream = self._container.streams.video[0]
+        if is_measurement(self._stream.codec_context.format):
+            raise ValueError("it has more than 8 bits in its only channel: no pictures, but depth or the like")
         # Many samples are decoded side by side already, and threads of a decoder would not survive a fork.
         self._stream.thread_type = "NONE"
         self._stream.codec_context.thread_count = 1
