@@ -8,7 +8,7 @@ from shared_data import GOLDENS, SHARED, needs
 
 from vla.compose import resolve
 from vla.contracts import Spec
-from vla.errors import DecodeError
+from vla.errors import DataError, DecodeError
 from vla.id_map import IdMap
 from vla.testing.closeness import close
 from vla.tokenizer import Tokenizer, open_tokenizer
@@ -63,7 +63,17 @@ def test_all_cases_are_here():
 @pytest.mark.parametrize("case", [c for c in cases() if c["format"] != "extract_actions"], ids=named)
 def test_tokens_and_masks(case, arrays, open_case):
     own = {k.split("/")[1]: v for k, v in arrays.items() if k.startswith(f"{case['case']:03d}/")}
-    out = open_case(case).tokenize(case["prompt"], own.get("state"), own.get("action_in"))
+    tokenizer, state, actions = open_case(case), own.get("state"), own.get("action_in")
+    rows = tokenizer.ids(
+        [case["prompt"]], None if state is None else [state], None if actions is None else actions[None]
+    )
+    out = {name: x[0] for name, x in tokenizer.arrange(rows).items()}  # openpi cuts the end off; so does this
+    if sum(map(len, rows[0])) > tokenizer.max_len:  # ours would not: `tokenize` refuses, or drops words instead
+        with pytest.raises(DataError):
+            tokenizer.tokenize(case["prompt"], state, actions)
+    else:
+        whole = tokenizer.tokenize(case["prompt"], state, actions)
+        assert all(np.array_equal(x, whole[name]) for name, x in out.items())
     pairs = {
         "tokens": "tokenized_prompt",
         "mask": "tokenized_prompt_mask",

@@ -201,10 +201,10 @@ def test_an_empty_dataset_is_refused(data):
 
 
 class Poisoned:
-    """A dataset with a NaN in one action of one frame, as a careless recorder leaves it."""
+    """A dataset with a NaN in one action of one frame, as a careless recorder leaves it; `late`: only beside images."""
 
-    def __init__(self, inner, frame):
-        self.inner, self.frame = inner, frame
+    def __init__(self, inner, frame, late=True):
+        self.inner, self.frame, self.late = inner, frame, late
         self.info, self.episodes, self.states, self.prompts = inner.info, inner.episodes, inner.states, inner.prompts
         self.actions, self.digest = inner.actions, inner.digest
 
@@ -213,7 +213,7 @@ class Poisoned:
 
     def sample(self, index, *args, **options):
         found = self.inner.sample(index, *args, **options)
-        if index == self.frame:
+        if index == self.frame and options.get("images", True) >= self.late:
             found["actions"] = found["actions"].copy()
             found["actions"][0, 2] = np.nan
         return found
@@ -225,6 +225,10 @@ def test_a_nan_in_the_data_is_one_error_and_the_steps_before_are_kept(tmp_path, 
         train(small("pi0"), opened, out=tmp_path / "run", config=config(60, workers=1, prefetch=1))
     assert checkpoint_steps(tmp_path / "run") == [5]
     assert read_metrics(tmp_path / "run", "end")[-1]["interrupted"]
+    early = Poisoned(opened.inner, 17, late=False)  # found before the first step, with the lengths
+    with pytest.raises(DataError, match="NaN"):
+        train(small("pi0"), early, out=tmp_path / "other", config=config(60))
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_console_trains_resumes_and_refuses(tmp_path, data, capsys):

@@ -1,5 +1,7 @@
 """The prompt builder, the id map and the joints of `Tokenizer`, with a toy text tokenizer and a toy codec."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -88,20 +90,52 @@ def test_fast_format_and_masks(tokenizer):
     assert out["token_ar_mask"].tolist() == [0] * n + [1] * (m - n) + [0] * (100 - m)
     assert np.array_equal(out["token_loss_mask"], out["token_ar_mask"] == 1)
     assert {k: v.dtype.kind for k, v in out.items()} == {
-        "tokenized_prompt": "i", "tokenized_prompt_mask": "b", "token_ar_mask": "i", "token_loss_mask": "b"
+        "tokenized_prompt": "i", "tokenized_prompt_mask": "b", "token_ar_mask": "i", "token_loss_mask": "b",
+        "tokens_cut": "i",
     }  # fmt: skip
     close(tokenizer.decode(out["tokenized_prompt"], 2, 2), CHUNK, 1e-6)
 
 
-def test_batch_equals_rows_and_cut_is_reported_once(tokenizer, caplog):
-    states = [np.asarray([0.0]), np.asarray([1.0])]
-    batch = tokenizer.tokenize_batch(["a", "bb" * 60], states, np.stack([CHUNK, -CHUNK]))
-    for i, (prompt, state, chunk) in enumerate(zip(["a", "bb" * 60], states, [CHUNK, -CHUNK], strict=True)):
-        row = tokenizer.tokenize(prompt, state, chunk)
+def test_a_batch_equals_its_rows(tokenizer):
+    prompts, states = ["a", "bb " * 60], [np.asarray([0.0]), np.asarray([1.0])]
+    batch = tokenizer.tokenize_batch(prompts, states, np.stack([CHUNK, -CHUNK]), cut=True)
+    for i, (prompt, state, chunk) in enumerate(zip(prompts, states, [CHUNK, -CHUNK], strict=True)):
+        row = tokenizer.tokenize(prompt, state, chunk, cut=True)
         assert all(np.array_equal(batch[k][i], row[k]) for k in row)
-    assert batch["tokenized_prompt_mask"][1].all()
-    assert len(caplog.records) == 1
-    assert "max_token_len" in caplog.text
+
+
+def test_what_does_not_fit_is_an_error(tokenizer):
+    with pytest.raises(DataError, match="instruction is too long") as found:
+        tokenizer.tokenize("bb " * 60, np.asarray([0.0]))
+    assert found.value.field == "prompt" and "60 words, 200 tokens" in str(found.value)
+    words = int(re.search(r"(\d+) words fit", str(found.value))[1])
+    assert tokenizer.tokenize("bb " * words, np.asarray([0.0]))["tokenized_prompt_mask"].sum() <= 100
+    with pytest.raises(DataError, match="instruction is too long"):
+        tokenizer.tokenize("bb " * (words + 1), np.asarray([0.0]))
+    with pytest.raises(DataError, match="do not fit") as found:  # the prompt does, its targets do not
+        tokenizer.tokenize("bb " * words, np.asarray([0.0]), CHUNK)
+    assert found.value.field == "spec.max_token_len"
+    with pytest.raises(DataError, match="state alone"):
+        tokenizer.tokenize("go", np.zeros(60), cut=True)
+
+
+def test_where_it_may_be_cut_words_of_the_instruction_go_and_never_the_state(tokenizer, caplog):
+    state = np.asarray([0.0, 0.5, -0.5])
+    end = Letters().encode(", State: 128 192 64;\n")
+    out = tokenizer.tokenize("bb " * 60, state, CHUNK, cut=True)
+    n = int((~out["token_loss_mask"] & out["tokenized_prompt_mask"]).sum())
+    assert out["tokenized_prompt"][n - len(end) : n].tolist() == end
+    whole, kept = (
+        sum(map(len, tokenizer.ids(["bb " * 60], [state], CHUNK[None])[0])),
+        out["tokenized_prompt_mask"].sum(),
+    )
+    assert kept == 100 and out["tokens_cut"] == whole - kept - (100 - kept)
+    assert not caplog.records  # training counts
+    tokenizer.long_prompt = "shorten"
+    out = [tokenizer.tokenize("bb " * 60, state) for _ in range(2)][0]
+    n = int(out["tokenized_prompt_mask"].sum())
+    assert out["tokenized_prompt"][n - len(end) : n].tolist() == end
+    assert len(caplog.records) == 1 and "60 words" in caplog.text
 
 
 def answer(text="Action: ", ids=(21, 15, 30, 40), end="|"):

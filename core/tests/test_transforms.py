@@ -55,7 +55,7 @@ class Words:
             "token_loss_mask": ids > 5,
         }
 
-    def tokenize_batch(self, prompts, states, actions):
+    def tokenize_batch(self, prompts, states, actions, cut=False):
         rows = [self.tokenize(p, None, None) for p in prompts]
         return {k: np.stack([r[k] for r in rows]) for k in rows[0]}
 
@@ -65,7 +65,7 @@ class Chunks(Words):
 
     codec = object()
 
-    def tokenize(self, prompt, state, actions):
+    def tokenize(self, prompt, state, actions, cut=False):
         assert actions is None or actions.shape == (3, 2)
         return super().tokenize(prompt, state, actions)
 

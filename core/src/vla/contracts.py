@@ -16,6 +16,7 @@ from vla.errors import DataError
 Array = Any
 Options = TypeVar("Options")
 NORMS = ("quantile", "zscore")
+LONG_PROMPTS = ("error", "shorten")
 
 
 @frozen
@@ -24,6 +25,8 @@ class Spec:
 
     `state_dim` and `action_dim` are what the model sees, after padding; a robot may have fewer. `norm` is `quantile`
     (1st to 99th percentile onto [-1, 1]; openpi's choice for pi05 and pi0_fast) or `zscore` (its choice for pi0).
+    `long_prompt` says what happens to an instruction that is too long for `max_token_len`: `error`, or `shorten` (its
+    last words are dropped; the state never is).
     """
 
     cameras: tuple[str, ...] = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
@@ -33,6 +36,7 @@ class Spec:
     action_horizon: int = 50
     max_token_len: int = 200
     norm: str = "quantile"
+    long_prompt: str = "error"
 
 
 @frozen

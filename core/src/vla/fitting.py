@@ -21,6 +21,7 @@ from vla.settings import choices, fields_of
 from vla.tree import Tree, expand, find_part
 
 MOST_SHOWN = 6
+CLOSED = 5  # tokens around those of a chunk: "Action: " before, "|" and the end of text after
 
 
 @frozen
@@ -95,7 +96,7 @@ def check(variant: Variant) -> list[Misfit]:
     for path, chosen in variant.walk():
         _ = chosen.offers  # a plugin that fails in its own functions fails here, not in the middle of training
         found += needs_unmet(path, chosen, variant.parts)
-    found += _spec_unmet(variant.robot, variant.spec)
+    found += [*_spec_unmet(variant.robot, variant.spec), *_room_unmet(variant.tokenizer, variant.robot, variant.spec)]
     return found or list(_layout_unmet(variant))
 
 
@@ -132,6 +133,22 @@ def _spec_unmet(robot: Chosen, spec: Spec) -> Iterator[Misfit]:
         yield Misfit("robot", robot.part, need, "spec", shapes, spec.cameras, elsewhere=False)
 
 
+def _room_unmet(tokenizer: Chosen, robot: Chosen, spec: Spec) -> Iterator[Misfit]:
+    """One chunk must fit into the prompt, where the codec says how many tokens it takes whatever the data are.
+
+    The usual width of the spec, to which every robot is padded, says nothing about the robot: one dim is certain.
+    """
+    offers, padded = tokenizer.offers, Spec().action_dim
+    dims = robot.offers.get("action_dim") or (spec.action_dim if spec.action_dim != padded else 1)
+    chunk = (offers.get("tokens_per_value") or 0) * spec.action_horizon * dims + (offers.get("tokens_per_chunk") or 0)
+    if chunk and chunk + CLOSED > spec.max_token_len:
+        each = f"{spec.action_horizon} steps x {dims} dims" if offers.get("tokens_per_value") else "fixed"
+        why = f"a chunk is {chunk} tokens ({each}), and {CLOSED} open and close it; the instruction comes on top"
+        need = Need("spec", "max_token_len", ">=", chunk + CLOSED, why)
+        shapes = Part(kind="spec", name=f"{spec.action_horizon} x {dims}", summary="")
+        yield Misfit("tokenizer", tokenizer.part, need, "spec", shapes, spec.max_token_len, elsewhere=False)
+
+
 def _layout_unmet(variant: Variant) -> Iterator[Misfit]:
     """Every expert that the layout names must be there. Raises what the layout itself finds wrong."""
     head = variant.head.part
@@ -157,7 +174,9 @@ def misfit_error(
         preset: sizes the user asked for; replacements get them too.
         sets: paths of the user's `--set`, to say which of them a replacement makes void.
     """
-    tried = list(_replacements(tree, preset))
+    # Another robot's adapter is no way to a shorter chunk: the robot is what it is.
+    of_robot = any("robot" in (misfit.path, misfit.at) for misfit in misfits)
+    tried = [(change, node) for change, node in _replacements(tree, preset) if of_robot or change.path != "robot"]
     good = [change for change, node in tried if _fits(_with(tree, change.path, node), spec)]
     settings = list(_settings_that_fit(tree, spec)) + list(_spec_that_fits(tree, spec))
     pairs = []
@@ -213,11 +232,15 @@ def _settings_that_fit(tree: Tree, spec: Spec) -> Iterator[Change]:
 
 
 def _spec_that_fits(tree: Tree, spec: Spec) -> Iterator[Change]:
-    """All sizes that the robot asks of the spec, together: one change of shape."""
+    """All sizes that robot and codec ask of the spec, together: one change of shape."""
     changes: dict[str, Any] = {}
     for misfit in _spec_unmet(resolve_node(tree["robot"], "robot", "robot"), spec):
         facet, wanted = misfit.need.facet, misfit.need.value
         changes[facet] = (*spec.cameras, wanted) if facet == "cameras" else wanted
+    robot, tokenizer = (resolve_node(tree[slot], slot, slot) for slot in ("robot", "tokenizer"))
+    for misfit in _room_unmet(tokenizer, robot, evolve(spec, **changes)):
+        words = 16 + 4 * changes.get("state_dim", spec.state_dim)  # an instruction, and a state of three digits each
+        changes["max_token_len"] = -(-(misfit.need.value + words) // 16) * 16
     if changes and _fits(tree, evolve(spec, **changes)):
         words = [f"--set spec.{facet}={_words(value)}" for facet, value in changes.items()]
         yield Change("spec", changes, " ".join(words))

@@ -11,14 +11,18 @@ Formats (openpi `models/tokenizer.py`), `B` = begin of text, `E` = end of text:
     fast   B Task: <prompt>, State: <s0 s1 ...>;\\n | Action:_ <ids>"|"E  lower case, stripped, "_" becomes a blank,
     "\\n" kept
 
-What stands right of the bar is the target: `token_ar_mask` 1 and `token_loss_mask` True. A sequence that is too long
-keeps its head, as in openpi, and is reported once.
+What stands right of the bar is the target: `token_ar_mask` 1 and `token_loss_mask` True.
+
+A sequence that is too long is an error, at inference as well: openpi keeps its head, which pushes out the end of the
+state, "Action: " and the targets. Where something has to go (training on a rare long sample, which is counted; or
+spec.long_prompt = "shorten"), words of the instruction go before anything else of the prompt.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,8 +92,16 @@ ANSWER_PREFIX, ANSWER_END = "Action: ", "|"
 class Tokenizer:
     """Text tokenizer + codec + prompt format of one variant; made by `open_tokenizer`."""
 
-    def __init__(self, text: TextTokenizer, codec: ActionCodec | None, prompt: str, id_map: IdMap | None, max_len: int):
-        self.text, self.codec, self.max_len = text, codec, max_len
+    def __init__(
+        self,
+        text: TextTokenizer,
+        codec: ActionCodec | None,
+        prompt: str,
+        id_map: IdMap | None,
+        max_len: int,
+        long_prompt: str = "error",
+    ):
+        self.text, self.codec, self.max_len, self.long_prompt = text, codec, max_len, long_prompt
         self.id_map = id_map or IdMap(text.vocab_size, np.zeros(0, np.int32))
         self._format = prompt
         if prompt not in self.formats:
@@ -140,7 +152,11 @@ class Tokenizer:
         return self
 
     def tokenize(
-        self, prompt: str, state: np.ndarray | None = None, actions: np.ndarray | None = None
+        self,
+        prompt: str,
+        state: np.ndarray | None = None,
+        actions: np.ndarray | None = None,
+        cut: bool = False,
     ) -> dict[str, np.ndarray]:
         """Model input of one sample.
 
@@ -148,46 +164,73 @@ class Tokenizer:
             prompt: instruction.
             state: [s] normalised and not padded; needed by the formats that print it.
             actions: [h d] normalised, not padded; None at inference. Ignored when there is no codec.
+            cut: take away what does not fit, last words of the instruction and then the end of the targets, and count
+                it in `tokens_cut`: what training does.
 
         Returns:
             tokenized_prompt int32 [l], tokenized_prompt_mask bool [l], token_ar_mask int32 [l], token_loss_mask bool
-            [l].
+            [l], tokens_cut int32 [].
 
         Raises:
-            DataError: no text, a missing or bad state, or bad actions.
+            DataError: no text, a missing or bad state, bad actions, or more tokens than spec.max_token_len.
         """
         batch = self.tokenize_batch(
-            [prompt], None if state is None else [state], None if actions is None else np.asarray(actions)[None]
+            [prompt], None if state is None else [state], None if actions is None else np.asarray(actions)[None], cut
         )
         return {key: value[0] for key, value in batch.items()}
 
     def tokenize_batch(
-        self, prompts: Sequence[str], states: Sequence[np.ndarray] | None = None, actions: np.ndarray | None = None
+        self,
+        prompts: Sequence[str],
+        states: Sequence[np.ndarray] | None = None,
+        actions: np.ndarray | None = None,
+        cut: bool = False,
     ) -> dict[str, np.ndarray]:
         """As `tokenize`, for a batch: states [b s], actions [b h d]; the arrays gain a first axis."""
-        targets: list[np.ndarray] | None = None
-        if self.codec is not None and actions is not None:
-            targets = self.codec.encode(check_chunks(actions))
-            if len(targets) != len(prompts):
+        rows = self.ids(prompts, states, actions)
+        whole = np.array([len(prefix) + len(targets) for prefix, targets in rows], np.int32)
+        for row, (prefix, targets) in enumerate(rows):
+            if len(prefix) > self.max_len:
+                rows[row] = (self._shortened(prompts[row], None if states is None else states[row], cut), targets)
+            if len(rows[row][0]) + len(targets) > self.max_len and not cut:
                 raise DataError(
-                    "prompts and actions differ in number", field="actions", got=len(targets), expected=len(prompts)
+                    "the prompt and its action tokens do not fit",
+                    field="spec.max_token_len",
+                    got=f"{len(prefix)} + {len(targets)} tokens",
+                    expected=f"at most {self.max_len}",
+                    fix=f"--set spec.max_token_len={len(prefix) + len(targets)}",
                 )
-        shape = (len(prompts), self.max_len)
+        kept = [min(len(prefix) + len(targets), self.max_len) for prefix, targets in rows]
+        return {**self.arrange(rows), "tokens_cut": whole - np.array(kept, np.int32)}
+
+    def ids(
+        self, prompts: Sequence[str], states: Sequence[np.ndarray] | None = None, actions: np.ndarray | None = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(ids of the prompt, ids of the targets) of each row, however long they are; arguments as `tokenize_batch`."""
+        targets = [np.zeros(0, np.int32)] * len(prompts)
+        if self.codec is not None and actions is not None:
+            found = self.codec.encode(check_chunks(actions))
+            if len(found) != len(prompts):
+                raise DataError(
+                    "prompts and actions differ in number", field="actions", got=len(found), expected=len(prompts)
+                )
+            targets = [np.concatenate([self._prefix, self.id_map.to_text(ids), self._suffix]) for ids in found]
+        prefixes = [self._prompt_ids(p, None if states is None else states[row]) for row, p in enumerate(prompts)]
+        return list(zip(prefixes, targets))
+
+    def arrange(self, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The four token arrays [b l] of rows as `ids` gives them; what is too long keeps its head, as in openpi."""
+        shape = (len(rows), self.max_len)
         out = {
             "tokenized_prompt": np.zeros(shape, np.int32),
             "tokenized_prompt_mask": np.zeros(shape, bool),
             "token_ar_mask": np.zeros(shape, np.int32),
             "token_loss_mask": np.zeros(shape, bool),
         }
-        for row, prompt in enumerate(prompts):
-            prefix = self._prompt_ids(prompt, None if states is None else states[row])
-            ids = prefix
-            if targets is not None:
-                ids = np.concatenate([prefix, self._prefix, self.id_map.to_text(targets[row]), self._suffix])
-            if len(ids) > self.max_len:
-                self._report_cut(len(ids))
-            n = min(len(ids), self.max_len)
-            out["tokenized_prompt"][row, :n] = ids[:n]
+        for row, (prefix, targets) in enumerate(rows):
+            ids = np.concatenate([prefix, targets])[: self.max_len]
+            n = len(ids)
+            out["tokenized_prompt"][row, :n] = ids
             out["tokenized_prompt_mask"][row, :n] = True
             out["token_ar_mask"][row, len(prefix) : n] = 1
             out["token_loss_mask"][row, len(prefix) : n] = True
@@ -212,16 +255,42 @@ class Tokenizer:
         pieces = self.prompt.pieces(prompt, state)
         return np.concatenate([self.text.encode(piece, bos=i == 0) for i, piece in enumerate(pieces)]).astype(np.int32)
 
-    def _report_cut(self, length: int) -> None:
-        if not self._warned:
-            self._warned = True
-            _log.warning(
-                "a prompt of %d tokens is cut to spec.max_token_len = %d; its end, actions included, is lost. "
-                "Build with --set spec.max_token_len=%d or more. (Said once.)",
-                length,
-                self.max_len,
-                length,
+    def _shortened(self, prompt: str, state: np.ndarray | None, cut: bool) -> np.ndarray:
+        """The prompt with as many first words of the instruction as fit; the state and the rest stay whole.
+
+        Raises:
+            DataError: nothing may be cut (neither `cut` nor spec.long_prompt allow it), or the state alone is too long.
+        """
+        ends = [0, *(word.end() for word in re.finditer(r"\S+", prompt))]
+        low, high = 0, len(ends) - 1  # the first `low` words fit, if any number does; all `high` do not
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = len(self._prompt_ids(prompt[: ends[middle]], state)) <= self.max_len
+            low, high = (middle, high) if fits else (low, middle)
+        kept = self._prompt_ids(prompt[: ends[low]], state)
+        whole = len(self._prompt_ids(prompt, state))
+        if len(kept) > self.max_len:
+            raise DataError(
+                "the state alone is longer than the prompt may be",
+                field="spec.max_token_len",
+                got=f"{len(kept)} tokens without a word of the instruction",
+                expected=f"at most {self.max_len}",
+                fix=f"--set spec.max_token_len={whole}",
             )
+        if not cut and self.long_prompt == "error":
+            raise DataError(
+                "the instruction is too long for this policy: it would push out the end of the prompt",
+                field="prompt",
+                got=f"{len(ends) - 1} words, {whole} tokens with everything else of the prompt",
+                expected=f"at most {self.max_len} tokens (spec.max_token_len)",
+                fix=f"shorten it: {low} words fit; a policy built with --set spec.long_prompt=shorten does so itself"
+                if low
+                else f"a policy built with --set spec.max_token_len={whole} reads it",
+            )
+        if not self._warned and not cut:
+            self._warned = True
+            _log.warning("an instruction of %d words is cut to its first %d. (Said once.)", len(ends) - 1, low)
+        return kept
 
     def grammar(self, horizon: int, dim: int) -> DecodeGrammar:
         """Which answers stand for a chunk [horizon dim]."""
@@ -348,7 +417,7 @@ def open_tokenizer(chosen: Any, spec: Spec, assets: Path | None = None) -> Token
     folder = None if assets is None else Path(assets) / FOLDER
     if "text" not in chosen.inner:
         text = load_object(chosen.part.numpy, f"tokenizer {chosen.part.name!r}")(chosen.settings, folder)
-        return Tokenizer(text, None, text.prompt, None, spec.max_token_len)
+        return Tokenizer(text, None, text.prompt, None, spec.max_token_len, spec.long_prompt)
     inner = chosen.inner["text"]
     text = load_object(inner.part.numpy, f"tokenizer {inner.part.name!r}")(inner.settings, folder)
     stored = folder is not None and os.path.lexists(folder / CODEC_FILE)
@@ -362,4 +431,4 @@ def open_tokenizer(chosen: Any, spec: Spec, assets: Path | None = None) -> Token
         id_map = IdMap.load(folder)
     else:
         id_map = IdMap.from_end(text.vocab_size, codec.vocab_size, chosen.settings.skip)
-    return Tokenizer(text, codec, "fast", id_map, spec.max_token_len)
+    return Tokenizer(text, codec, "fast", id_map, spec.max_token_len, spec.long_prompt)

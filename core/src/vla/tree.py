@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vla import registry
-from vla.contracts import NORMS, Spec
+from vla.contracts import LONG_PROMPTS, NORMS, Spec
 from vla.errors import PartError, SettingsError
 from vla.parts import TOP_SLOTS, Part
 from vla.settings import fields_of, structure, unknown_key
@@ -227,6 +227,10 @@ def make_spec(values: Mapping[str, Any]) -> Spec:
         )
     if spec.norm not in NORMS:
         raise SettingsError("unknown normalisation", field="spec.norm", got=spec.norm, expected=" or ".join(NORMS))
+    if spec.long_prompt not in LONG_PROMPTS:
+        raise SettingsError(
+            "unknown value", field="spec.long_prompt", got=spec.long_prompt, expected=" or ".join(LONG_PROMPTS)
+        )
     return spec
 
 

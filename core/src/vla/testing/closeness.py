@@ -36,7 +36,7 @@ def close(got: Any, want: Any, bound: float, what: str = "the array", scale: flo
         want = np.broadcast_to(want, got.shape)
     assert got.shape == want.shape, f"{what}: shape {got.shape}, expected {want.shape}"
     error = relative(got, want, scale)
-    assert error <= bound, f"{what}: differs by {error:.2e} of the largest magnitude, allowed are {bound:.0e}"
+    assert error <= bound, f"{what} differs by {error:.2e} of the largest magnitude, allowed are {bound:.0e}"
 
 
 def _array(x: Any) -> np.ndarray:

@@ -11,11 +11,11 @@ from vla.errors import PartError, VlaError
 from vla.parts import Part
 from vla.settings import choices, fields_of
 
-# Two frames of 16 x 16 pixels, 4 tokens each; 12 prompt tokens; chunks of 4 steps with 6 dims.
+# Two frames of 16 x 16 pixels, 4 tokens each; 32 prompt tokens; chunks of 4 steps with 6 dims.
 SPEC = (
     'spec.cameras=["base_0_rgb", "left_wrist_0_rgb"]',
     "spec.image_size=[16, 16]",
-    "spec.max_token_len=12",
+    "spec.max_token_len=32",
     "spec.action_horizon=4",
     "spec.action_dim=6",
     "spec.state_dim=5",

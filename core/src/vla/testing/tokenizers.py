@@ -112,6 +112,7 @@ class TokenizerConformance(PartConformance):
             "token_ar_mask": np.int32,
             "token_loss_mask": bool,
         }
+        assert out.pop("tokens_cut") == 0
         assert {name: x.dtype for name, x in out.items()} == {name: np.dtype(kind) for name, kind in want.items()}
         assert all(x.shape == (ROOM,) for x in out.values())
         ids = out["tokenized_prompt"]
@@ -147,10 +148,22 @@ class TokenizerConformance(PartConformance):
         a, b = (self.tokenizer.tokenize(p, self.state())["tokenized_prompt"] for p in ("push left", "push right"))
         assert not np.array_equal(a, b)
 
-    @pytest.mark.parametrize("prompt", ["", "   ", "é 漢字 🤖", "Task: x, State: 1;\nAction: ", "word " * 2000])
+    @pytest.mark.parametrize("prompt", ["", "   ", "é 漢字 🤖", "Task: x, State: 1;\nAction: ", "word " * 100])
     def test_any_text_is_a_prompt(self, prompt: str) -> None:
         out = self.tokenizer.tokenize(prompt, self.state())
         assert out["tokenized_prompt_mask"].any() and out["tokenized_prompt"].shape == (ROOM,)
+
+    def test_a_long_instruction_never_costs_the_state(self) -> None:
+        """Refused at inference; where it may be cut, its last words go, and what follows it stays."""
+        long = "word " * 2000
+        with pytest.raises(DataError, match="instruction is too long"):
+            self.tokenizer.tokenize(long, self.state())
+        short, cut = (self.tokenizer.tokenize(p, self.state(), cut=True) for p in ("word", long))
+        assert short["tokens_cut"] == 0 and cut["tokens_cut"] > 1000
+        ends = [out["tokenized_prompt"][out["tokenized_prompt_mask"]][-8:] for out in (short, cut)]
+        if "state" in self.chosen.offers["emits"]:
+            assert np.array_equal(*ends)
+        assert ends[0][-1] == ends[1][-1]
 
     def test_what_is_no_text_is_refused(self) -> None:
         for prompt in (None, 3, b"bytes"):

@@ -18,7 +18,8 @@ SCHEDULES = ("cosine", "rsqrt", "constant")
 # Fields that do not change what is learned: a run may be resumed with other values.
 FREE = (
     *("steps", "device", "compile", "distributed", "workers", "prefetch", "cache_gb", "max_bad_steps", "skip_bad"),
-    *("log_every", "save_every", "keep_last", "keep_every", "val_every", "val_batches", "progress", "listeners"),
+    *("fit_lengths", "max_cut", "log_every", "save_every", "keep_last", "keep_every"),
+    *("val_every", "val_batches", "progress", "listeners"),
 )
 # Unset fields whose value follows from `steps`; a resumed run keeps the plan it began with.
 PLANNED = ("lr_warmup", "lr_decay_steps", "lr_final")
@@ -107,6 +108,9 @@ class TrainConfig:
         checkpoint_activations: recompute each transformer layer in the backward pass: less memory, about 1/3 more time.
         compile: torch.compile each transformer layer (PyTorch; JAX always compiles).
         augment: random crop, rotation and colour of the images (openpi's ranges), the same in both engines.
+        fit_lengths: set spec.max_token_len to what the data needs where it is too small for it.
+        max_cut: share of the samples that may lose tokens because they are longer than spec.max_token_len. More in the
+            data are refused before the first step, more during the run stop it; each record counts them.
         val_episodes: episodes held out of training for validation loss and action error.
         val_every: steps between validations; 0 validates at the end only.
         val_batches: batches per validation.
@@ -154,6 +158,8 @@ class TrainConfig:
     checkpoint_activations: bool = False
     compile: bool = False
     augment: bool = False
+    fit_lengths: bool = False
+    max_cut: float = 0.001
     val_episodes: int = 0
     val_every: int = 0
     val_batches: int = 4
@@ -189,7 +195,7 @@ class TrainConfig:
                 )
         not_negative = (
             *("val_episodes", "val_every", "keep_every", "workers", "clip", "weight_decay", "eps", "cache_gb"),
-            *("lr_warmup", "lr_final"),
+            *("lr_warmup", "lr_final", "max_cut"),
         )
         for name in not_negative:
             if not (getattr(self, name) or 0) >= 0:

@@ -25,6 +25,7 @@ from vla.training.augment import augment
 from vla.training.augment import draws as augment_draws
 from vla.training.bad_frames import TRIES, unusable
 from vla.training.config import TrainConfig
+from vla.training.cuts import cut_samples, empty_losses
 from vla.training.order import generator, mixture, sample_ids, stand_ins
 from vla.transforms import batch
 
@@ -39,6 +40,8 @@ class Batch:
     ids: np.ndarray  # dataset indices of the rows, [b]
     micro: tuple[MicroBatch, ...]
     bad: Mapping[int, DataError] = field(factory=dict)  # frames that could not be used, for which others stand in
+    cut: int = 0  # rows that lost tokens
+    empty: tuple[str, ...] = ()  # losses without a target in one of the micro-batches
 
 
 class Samples:
@@ -140,11 +143,13 @@ class Loader:
         )
         drawn = take(drawn, self.rows)
         share = len(samples) // c.accumulate
-        micro = []
+        micro, empty = [], []
+        losses = self.variant.parts["head"].offers.get("losses") or {}
         for i in range(c.accumulate):
             part = slice(i * share, (i + 1) * share)
             micro.append(self.micro_batch(samples[part], take(drawn, part)))
-        return Batch(step, ids, tuple(micro), bad)
+            empty += empty_losses(samples[part], losses)
+        return Batch(step, ids, tuple(micro), bad, cut_samples(samples), tuple(dict.fromkeys(empty)))
 
     def read(
         self, ids: np.ndarray, step: int, pool: np.ndarray | None = None

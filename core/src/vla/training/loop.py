@@ -24,6 +24,7 @@ from vla.store import check_finite
 from vla.training import checkpoints, lora
 from vla.training.bad_frames import allowed, over_budget
 from vla.training.config import TrainConfig, TrainingError, TrainResult
+from vla.training.cuts import Cuts
 from vla.training.loader import Loader, Samples
 from vla.training.metrics import FILE, WALL_CLOCK, Jsonl, Listener, Progress, check_listeners, open_listeners, plain
 from vla.training.prepare import Prepared, prepare
@@ -182,10 +183,12 @@ class _Run:
         self.last: dict[str, Any] = {}
         self.bad_in_a_row = self.skipped = 0
         self.bad_frames: set[int] = set(found.state.get("bad_frames", [])) if found else set()
+        self.cuts = Cuts(config)
         if found is not None:
             with reading("the state of a checkpoint is damaged", found.folder / checkpoints.STATE):
                 before = found.state.get("loop", {})
                 self.last, self.bad_in_a_row = dict(before.get("last", {})), int(before.get("bad_in_a_row", 0))
+                self.cuts.load(before.get("cuts", {}))
         for text in notes:
             self.tell("note", {"step": self.start, "text": text})
 
@@ -223,6 +226,7 @@ class _Run:
             with _stop_requests() as stop:
                 for batch in self.loader.stream(self.start, c.steps):
                     self._skip(step, batch.bad)
+                    self.cuts.add(step, len(batch.ids), batch.cut, batch.empty)
                     pending.append((step, self.engine.step(batch.micro, learning_rate(c, step), ema_decay(c, step))))
                     step += 1
                     log = step % c.log_every == 0 or step == c.steps
@@ -240,6 +244,7 @@ class _Run:
                             "samples_per_s": rate * c.batch_size,
                             "data_wait": (wait - waited) / seconds,
                             "seconds_left": (c.steps - step) / rate,
+                            **self.cuts.record(),
                         }
                         self.tell("step", {"step": step, **self.last})
                         since, began, waited = step, now, wait
@@ -329,7 +334,7 @@ class _Run:
             check_finite(arrays.get(part, {}), f"{part} at step {step}")
         state = {**self._record(), "variant": self.prepared.variant.to_toml(), "bad_frames": sorted(self.bad_frames)}
         last = {name: value for name, value in self.last.items() if name not in WALL_CLOCK}
-        state["loop"] = {"last": plain(last), "bad_in_a_row": self.bad_in_a_row}
+        state["loop"] = {"last": plain(last), "bad_in_a_row": self.bad_in_a_row, "cuts": self.cuts.state()}
         if self.metrics:
             self.metrics.sync()
         try:

@@ -275,6 +275,9 @@ def _line(record: Mapping[str, Any]) -> str:
     for name, form in (("lr", "lr {:.1e}"), ("samples_per_s", "{:.0f} samples/s"), ("data_wait", "data wait {:.0%}")):
         if name in record:
             words.append(form.format(record[name]))
+    for name, form in (("samples_cut", "{} samples cut"), ("batches_without_targets", "{} batches without targets")):
+        if record.get(name):
+            words.append(form.format(record[name]))
     return "  ".join(words)
 
 

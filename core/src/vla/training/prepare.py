@@ -123,6 +123,7 @@ def prepare(
     if tokenizer.codec is not None and not is_fitted(tokenizer):
         tokenizer = _fitted(variant, dataset, stats, tokenizer, train_index, config, note)
     group = build_group(variant, stats=stats, tokenizer=tokenizer)
+    variant = with_room(variant, dataset, group, tokenizer, config, note if checkpoint is None else _silent)
     cameras = _probe(variant, group, _first_good(dataset, variant, train_index, config))
     val_index = _frames(dataset, val_episodes)
     digest, shares = dataset.digest(), mixture_shares(dataset, train_index)
@@ -256,6 +257,40 @@ def mixture_shares(dataset: Any, index: np.ndarray) -> tuple[tuple[int, float], 
     return tuple(zip(map(int, counts), map(float, weights), strict=True))
 
 
+def with_room(
+    variant: Variant, dataset: Any, group: Any, tokenizer: Any, config: TrainConfig, note: Callable[[str], None]
+) -> Variant:
+    """The variant, whose prompts hold the data's samples; measured, without images.
+
+    Raises:
+        TrainingError: more than `config.max_cut` of the samples are too long, and `config.fit_lengths` is off.
+    """
+    from vla.token_lengths import ROUND, measure_token_lengths
+
+    spec = variant.spec
+    lengths = measure_token_lengths(
+        dataset, group, tokenizer, spec.action_horizon, seed=config.seed, skip_bad=config.skip_bad > 0
+    )
+    share = lengths.over(spec.max_token_len)
+    if share and config.fit_lengths:
+        room = -(-lengths.fits // ROUND) * ROUND
+        variant = build(base=variant, set={"spec.max_token_len": room}, name=variant.name)
+        tokenizer.max_len = room
+        note(f"{lengths.summary(spec.max_token_len)}, set to {room}")
+        return variant
+    note(lengths.summary(spec.max_token_len) + (f"; {share:.2%} of the samples are cut" if share else ""))
+    if share > config.max_cut:
+        raise TrainingError(
+            "samples of the data are longer than the model's prompt: they would lose words and action tokens",
+            field="spec.max_token_len",
+            got=f"{spec.max_token_len}; {share:.1%} of the samples are longer, up to {lengths.longest} tokens",
+            expected=f"at least {lengths.fits}",
+            fix=f"--fit-lengths, or --set spec.max_token_len={lengths.fits}; to lose them: --max-cut "
+            f"{np.ceil(100 * share) / 100:g}",
+        )
+    return variant
+
+
 def is_fitted(tokenizer: Any) -> bool:
     """Whether the action codec has learned what it needs."""
     return bool(getattr(tokenizer.codec, "fitted", True))
@@ -352,3 +387,7 @@ def _probe(variant: Variant, group: Any, raw: dict[str, Any]) -> tuple[str, ...]
             "the action chunk has the wrong shape", field="actions", got=actions.values.shape, expected=want
         )
     return tuple(obs.images)
+
+
+def _silent(text: str) -> None:
+    """Nothing: a resumed run has been told."""

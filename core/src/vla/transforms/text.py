@@ -10,7 +10,7 @@ from attrs import frozen
 from vla.errors import DataError
 from vla.transforms.group import Flat
 
-TOKEN_KEYS = ("tokenized_prompt", "tokenized_prompt_mask", "token_ar_mask", "token_loss_mask")
+TOKEN_KEYS = ("tokenized_prompt", "tokenized_prompt_mask", "token_ar_mask", "token_loss_mask", "tokens_cut")
 
 
 def as_text(value: Any, name: str = "prompt") -> str:
@@ -91,16 +91,22 @@ def _real(data: Flat) -> np.ndarray:
     return ~is_pad
 
 
+def targets_of(data: Flat) -> np.ndarray:
+    """The actions [t d] of a training sample as they are tokenised."""
+    return hold(data["actions"], _real(data))
+
+
 @frozen(eq=False, repr=False)
 class Tokenize:
-    """Prompt, normalised state and (in training) normalised actions, none of them padded -> the four token arrays.
+    """Prompt, normalised state and (in training) normalised actions, none of them padded -> the token arrays.
 
+    With actions, what does not fit is cut and counted in `tokens_cut`; without, at inference, it is an error.
     Steps past the end of an episode (`actions_is_pad`) are no targets: see `Tokenizer.without_padded`.
     """
 
     tokenizer: Any
     reads: ClassVar = ("prompt", "state", "actions?", "actions_is_pad?")
-    writes: ClassVar = ("tokenized_prompt*", "token_*", "extra/target_weight?")
+    writes: ClassVar = ("tokenized_prompt*", "token_*", "tokens_cut", "extra/target_weight?")
 
     @property
     def shapes(self) -> str:
@@ -108,10 +114,11 @@ class Tokenize:
         return f"each [{getattr(self.tokenizer, 'max_len', 'l')}]"
 
     def __call__(self, data: Flat) -> Flat:
-        if "actions" not in data or self.tokenizer.codec is None:
-            return {**data, **self.tokenizer.tokenize(data["prompt"], data["state"], None)}
+        training = "actions" in data
+        if not training or self.tokenizer.codec is None:
+            return {**data, **self.tokenizer.tokenize(data["prompt"], data["state"], None, cut=training)}
         real = _real(data)
-        out = self.tokenizer.tokenize(data["prompt"], data["state"], hold(data["actions"], real))
+        out = self.tokenizer.tokenize(data["prompt"], data["state"], hold(data["actions"], real), cut=True)
         return {**data, **self.tokenizer.without_padded(out, real)}
 
     def many(self, rows: list[Flat]) -> list[Flat]:
@@ -124,7 +131,9 @@ class Tokenize:
             if True in with_actions and self.tokenizer.codec is not None
             else None
         )
-        out = self.tokenizer.tokenize_batch([row["prompt"] for row in rows], [row["state"] for row in rows], actions)
+        out = self.tokenizer.tokenize_batch(
+            [row["prompt"] for row in rows], [row["state"] for row in rows], actions, cut=True in with_actions
+        )
         done = [{k: v[i] for k, v in out.items()} for i in range(len(rows))]
         if actions is not None:
             done = [self.tokenizer.without_padded(one, _real(row)) for one, row in zip(done, rows, strict=True)]

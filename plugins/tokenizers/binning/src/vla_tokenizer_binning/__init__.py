@@ -12,6 +12,7 @@ def _offers(settings: Binning, inner: Mapping[str, Any]) -> dict[str, Any]:
         "emits": frozenset({"text", "state", "actions"}),
         "vocab_size": inner["text"]["vocab_size"],
         "prompt": "fast",
+        "tokens_per_value": 1,
     }
 
 
