@@ -45,7 +45,7 @@ class Words:
 
     codec, max_len = None, 4
 
-    def tokenize(self, prompt, state, actions):
+    def tokenize(self, prompt, state, actions, cut=False):
         ids = np.zeros(4, np.int32)
         ids[: len(prompt.split())] = 1
         return {
