@@ -20,7 +20,7 @@ from vla.files import atomic_folder  # noqa: E402
 from vla.manifest import verify_folder, write_manifest  # noqa: E402
 from vla.store import read_weights, write_weights  # noqa: E402
 from vla.training import checkpoints, loop  # noqa: E402
-from vla.training.config import TrainingError  # noqa: E402
+from vla.training.config import TrainingError, TrainResult  # noqa: E402
 from vla.training.loader import Loader, Samples  # noqa: E402
 from vla.training.metrics import read_metrics  # noqa: E402
 
@@ -191,7 +191,7 @@ def test_damage_is_found_before_use_and_names_the_file(tmp_path, whole, file, da
     assert same(state_of(out, 20), state_of(whole.out, 20)) and result.step == 20
 
 
-def test_a_bad_step_is_not_applied_and_reported(tmp_path):
+def test_a_bad_step_is_not_applied_and_reported(tmp_path, capsys):
     """An infinite pixel-to-action target: the weights of the step before stay, the frames are named."""
     data = world.World()
     data.state[:] = np.clip(data.state, -1, 1)
@@ -221,6 +221,7 @@ def test_a_bad_step_is_not_applied_and_reported(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "prepare", lambda *a: prepared_with_overflow(config))
         loop.train("w", "w", out=tmp_path / "run", config=config)
+    assert "step 3 was not applied" in capsys.readouterr().err, "said without a progress bar"
     reports = read_metrics(tmp_path / "run", "bad_step")
     assert [r["step"] for r in reports] == hit == [3]
     assert reports[0]["sample_ids"] == probe.ids(3).tolist() and reports[0]["loss"] is None
@@ -290,7 +291,25 @@ def test_a_broken_frame_stops_with_its_number_and_loses_nothing(tmp_path):
     assert checkpoints.checkpoint_steps(tmp_path / "run")[-1] == 7
 
 
-def test_a_full_disk_does_not_stop_training(tmp_path, monkeypatch, whole):
+@pytest.mark.parametrize("writes", [True, False])
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_only_the_process_that_writes_says_where_the_model_is(tmp_path, monkeypatch, capsys, writes, interrupted):
+    from vla.cli import main
+
+    model = tmp_path / "model" if writes and not interrupted else None
+    result = TrainResult(tmp_path, 3, interrupted, model, None, {}, 15 if interrupted else None, writes)
+    monkeypatch.setattr(loop, "train", lambda *a, **k: result)
+    status = main(
+        ["train", "--type", "pi0", "--preset", "tiny", "--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    )
+    said = capsys.readouterr().err
+    assert status == (143 if interrupted else 0) and "None" not in said
+    assert ("the model is in" in said) == (writes and not interrupted) and ("saved: nothing" in said) == (
+        writes and interrupted
+    )
+
+
+def test_a_full_disk_does_not_stop_training(tmp_path, monkeypatch, whole, capsys):
     import errno
 
     from vla.training import checkpoints as module
@@ -308,6 +327,7 @@ def test_a_full_disk_does_not_stop_training(tmp_path, monkeypatch, whole):
     result = run(tmp_path / "run", world.config(20))
     notes = [r["text"] for r in read_metrics(result.out, "note")]
     assert any("no checkpoint at step 5" in n and "disk is full" in n for n in notes)
+    assert "no checkpoint at step 5" in capsys.readouterr().err, "said without a progress bar"
     assert not [p for p in result.out.rglob(".tmp-*")]
     assert same(state_of(result.out, 20), state_of(whole.out, 20))
 

@@ -83,12 +83,13 @@ def train(
         start, source, out=out, config=config, stats=stats or None, resume=resume, resume_step=resume_step,
         overwrite=overwrite, allow_change=allow_change, yes_random=yes_random,
         typed={} if saved is not None else {name: value for name, value in typed.items() if value},
-        listeners=() if config.progress else (_say_notes,),
     )  # fmt: skip
     if result.interrupted:
-        console.note(f"stopped at step {result.step}; saved: {result.checkpoint}")
+        if result.writes:
+            console.note(f"stopped at step {result.step}; saved: {result.checkpoint or 'nothing'}")
         return 128 + (result.signal or 2)
-    console.note(f"trained {result.step} steps; the model is in {result.model}")
+    if result.writes:
+        console.note(f"trained {result.step} steps; the model is in {result.model}")
     return 0
 
 
@@ -166,12 +167,6 @@ def _stored_config(argv: list[str], out: str) -> TrainConfig | None:
 
     saved = read_run(Path(out).expanduser())
     return saved.train_config() if saved else None
-
-
-def _say_notes(event: str, record: Mapping[str, Any]) -> None:
-    """What a progress bar would print beside itself."""
-    if event == "note":
-        console.note(str(record["text"]))
 
 
 def _value_of(argv: list[str], option: str) -> str:

@@ -56,7 +56,8 @@ def fresh_weights(variant: Any, seed: int = 0) -> dict[str, np.ndarray]:
     """
     from importlib.util import find_spec
 
-    runs = [name for name in variant.frameworks() if find_spec(name) is not None]
+    needs = {"jax": ("jax", "flax")}
+    runs = [f for f in variant.frameworks() if all(find_spec(module) is not None for module in needs.get(f, (f,)))]
     if not runs:
         raise VlaError(
             "making new weights needs a framework in which every part runs",
@@ -76,11 +77,6 @@ def fresh_weights(variant: Any, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def _fresh_in_jax(variant: Any, seed: int) -> dict[str, np.ndarray]:
-    import numpy as np
-    from flax import nnx
+    from vla.jax_kit.model import build_model, split, weights_of
 
-    from vla.jax_kit.model import build_model
-    from vla.params import from_jax
-
-    state = nnx.to_flat_state(nnx.state(build_model(variant, rngs=nnx.Rngs(seed)), nnx.Param))
-    return from_jax(variant, {"/".join(map(str, path)): np.asarray(leaf.get_value()) for path, leaf in state})
+    return weights_of(split(build_model(variant, seed))[1], variant)

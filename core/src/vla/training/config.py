@@ -125,7 +125,7 @@ class TrainConfig:
         keep_last: newest checkpoints kept.
         keep_every: checkpoints at multiples of this are kept for good; 0: none.
         listeners: more places for the metrics: `tensorboard`, `trackio`, `wandb`.
-        progress: draw a progress bar.
+        progress: draw a progress bar. Notes, bad steps and frames, and checkpoints that failed are said without it too.
         distributed: `none`, `ddp` (weights on every device) or `fsdp` (weights cut over the devices). PyTorch: one
             process per device, started with `torchrun --nproc-per-node N --no-python vla train ...`. JAX: all devices
             of the machine; of several machines with one process on each, started with JAX_COORDINATOR_ADDRESS=HOST:PORT
@@ -279,3 +279,4 @@ class TrainResult:
     checkpoint: Path | None  # the newest one
     metrics: Mapping[str, float]  # the last record
     signal: int | None = None  # which signal stopped it
+    writes: bool = True  # whether this process writes the run: the first of several does

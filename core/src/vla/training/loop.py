@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,17 @@ from vla.training.bad_frames import allowed, over_budget
 from vla.training.config import TrainConfig, TrainingError, TrainResult
 from vla.training.cuts import Cuts
 from vla.training.loader import Loader, Samples
-from vla.training.metrics import FILE, WALL_CLOCK, Jsonl, Listener, Progress, check_listeners, open_listeners, plain
+from vla.training.metrics import (
+    FILE,
+    WALL_CLOCK,
+    Jsonl,
+    Listener,
+    Progress,
+    check_listeners,
+    open_listeners,
+    plain,
+    say,
+)
 from vla.training.prepare import Prepared, prepare
 from vla.training.run_folder import MODEL, check_folder, check_same_run, clear
 from vla.training.saved_run import SavedRun, read_run, save_run
@@ -176,7 +185,7 @@ class _Run:
             self.listeners = [*open_listeners(config.listeners, out, config.to_dict()), *listeners]
             if config.progress:
                 self.progress = Progress(config.steps, self.start, prepared.variant.name)
-                self.listeners.append(self.progress)
+            self.listeners.append(self.progress or say)
         self.saved: Path | None = found.folder if found else None
         self.save_failure: VlaError | OSError | None = None
         self.left: set[str] = set()  # old checkpoints that stay because not all of them is ours
@@ -202,16 +211,16 @@ class _Run:
                 self.listeners.remove(listener)
                 if listener is self.progress:
                     self.progress = None
+                    self.listeners.append(say)
                 name = getattr(listener, "__qualname__", None) or type(listener).__qualname__
                 problems.append(f"a listener failed and is told no more: {name}: {type(error).__name__}: {error}")
         for problem in filter(None, problems):
             self.warn(record["step"], problem)
 
     def warn(self, step: int, text: str) -> None:
-        """Say what a person has to know, with or without a progress line."""
-        if self.progress is None:
-            with suppress(OSError, ValueError):  # a terminal that is gone
-                print(text, file=sys.stderr, flush=True)
+        """Say what a person has to know."""
+        if self.rank:  # the listeners are with the first process
+            say("note", {"text": text})
         self.tell("note", {"step": step, "text": text})
 
     def go(self) -> TrainResult:
@@ -280,7 +289,8 @@ class _Run:
                 got=f"newest: {self.saved or 'none'}" + (f"; the model is in {model}" if model else ""),
                 fix=f"{self.save_failure}\n  then go on with --resume" if self.saved else str(self.save_failure),
             ) from self.save_failure
-        return TrainResult(self.out, step, interrupted, model, self.saved, dict(self.last), stop[0] if stop else None)
+        number = stop[0] if stop else None
+        return TrainResult(self.out, step, interrupted, model, self.saved, dict(self.last), number, self.rank == 0)
 
     def _read(self, pending: list[tuple[int, Mapping[str, Any]]]) -> None:
         """Fetch results from the device; report and count steps that were not applied."""
@@ -311,8 +321,8 @@ class _Run:
             self.bad_frames.add(index)
             text = f"step {step}: others stand in for a frame: {error.what}: {error.field}: {error.got}"
             self.tell("bad_frame", {"step": step, "frame": index, "text": text})
-            if self.rank:  # the listeners are with the first process
-                print(text, file=sys.stderr)
+            if self.rank:
+                say("note", {"text": text})
             if len(self.bad_frames) > allowed(self.config.skip_bad, frames):
                 raise over_budget(self.bad_frames, error, self.config.skip_bad, frames)
 

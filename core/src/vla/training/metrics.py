@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -123,6 +124,20 @@ def _words(line: Mapping[str, Any]) -> str:
     return json.dumps({name: value for name, value in line.items() if name != "step"}, sort_keys=True)
 
 
+def notice(event: str, record: Mapping[str, Any]) -> str:
+    """What a person is told of a record whether or not there is a progress line; "": nothing."""
+    if event == "bad_step":
+        return f"step {record['step']} was not applied (loss or gradient not finite): {record['sample_ids']}"
+    return str(record["text"]) if event in ("note", "bad_frame") else ""
+
+
+def say(event: str, record: Mapping[str, Any]) -> None:
+    """The listener in the place of `Progress` when there is no progress line."""
+    if text := notice(event, record):
+        with suppress(OSError, ValueError):  # a terminal that is gone
+            print(text, file=sys.stderr, flush=True)
+
+
 class Progress:
     """One line on the console: step, losses, learning rate, samples/s, waiting for data, time left."""
 
@@ -160,10 +175,8 @@ class Progress:
                 )
         elif event == "validation":
             self._say(f"validation at step {record['step']}: " + _line(record))
-        elif event == "bad_step":
-            self._say(f"step {record['step']} was not applied (loss or gradient not finite): {record['sample_ids']}")
-        elif event in ("note", "bad_frame"):
-            self._say(str(record["text"]))
+        elif text := notice(event, record):
+            self._say(text)
         elif event == "end" and self.live:
             self.bar.stop()
 
