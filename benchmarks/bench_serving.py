@@ -250,8 +250,8 @@ def report(rows, cross, seconds):
     lines = [
         "# Serving: eight robots at 50 Hz", "",
         "Made by `python benchmarks/bench_serving.py`, which says what is measured and what stands for openpi's",
-        f"server. {ROBOTS} robots, {HZ} Hz, chunks of {CHUNK} steps, a request every {EVERY} ticks, a stand-in policy of",
-        f"{COST * 1e3:.0f} ms, {seconds:g} s per row. {platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
+        f"server. {ROBOTS} robots, {HZ} Hz, chunks of {CHUNK} steps, a request every {EVERY} ticks, a stand-in policy",
+        f"of {COST * 1e3:.0f} ms, {seconds:g} s per row. {platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
         f"Python {platform.python_version()}. Times in ms.", "",
         "| " + " | ".join(head) + " |", "|---" * len(head) + "|",
     ]  # fmt: skip
@@ -267,7 +267,8 @@ def report(rows, cross, seconds):
     lines += [
         "", "A tick is a call of `ChunkPlayer.tick`; late is how long after its time it began. Loop lag of vla serve, "
         f"p99: at most {lag:g} ms", f"(the bucket's upper edge). Cross-talk: {cross['foreign']} of {cross['requests']} "
-        "answers to eight robots that ask without pause were another's", f"({cross['seconds']:.0f} s). The load before is "
+        "answers to eight robots that ask without pause were another's",
+        f"({cross['seconds']:.0f} s). The load before is "
         "the machine's one-minute load average when a row began: other work on the cores is in these figures.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

@@ -19,7 +19,7 @@ from websockets.sync.client import ClientConnection, connect
 from vla_client import codec
 from vla_client.wire import CLOSING, VERSION, ServerError, read_answer
 
-FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0  # seconds between attempts to reach the server again
+FIRST_WAIT, LONGEST_WAIT = 0.1, 1.0  # seconds between attempts to reach the server again
 
 
 class RemoteError(Exception):
@@ -221,7 +221,7 @@ class RemotePolicy:
             raise self._refused(error) from None
         except InvalidURI:
             raise _final(Unreachable(f"{self.url} is no address; ws://HOST:PORT is")) from None
-        except (OSError, InvalidHandshake, EOFError) as error:
+        except (OSError, InvalidHandshake, EOFError, ConnectionClosed) as error:
             what = "nobody serves there" if isinstance(error, ConnectionRefusedError) else _said(error)
             raise Unreachable(f"{self.url}: {what}") from error
         self._quick(ws)

@@ -103,7 +103,7 @@ class Conversation:
                 way = "--set protocol.state=KEY, or ask for it: --set 'protocol.params=[\"send_state=true\"]'"
                 raise ServerError("BAD_OBSERVATION", f"no {name!r}; the observation has {sorted(payload)} ({way})")
         if "state" in row:
-            row["state"] = np.asarray(row["state"], np.float32)
+            row["state"] = _numbers(row["state"], self.settings.state)
         return row
 
     def _message(self, kind: str, payload: Mapping[str, Any], seq: int) -> bytes:
@@ -121,6 +121,18 @@ def _plain(value: Any) -> Any:
 
 def _value(text: str) -> Any:
     return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _numbers(value: Any, name: str) -> np.ndarray:
+    """An array, or a list of numbers, as float32."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of several lengths
+        array = np.asarray(None)
+    if array.dtype.kind not in "biuf":
+        raise ServerError("BAD_OBSERVATION", f"{name!r} is no array of numbers")
+    with np.errstate(over="ignore"):  # infinite then, which the server refuses
+        return array.astype(np.float32)
 
 
 def _image(value: Any, name: str) -> np.ndarray:
