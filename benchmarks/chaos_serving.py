@@ -49,7 +49,8 @@ def main():
         "# Serving: fifty faults", "",
         "Made by `python benchmarks/chaos_serving.py`. A robot at 50 Hz, chunks of 50 steps, a request every 10 ticks,",
         "a policy of 30 ms; every action is checked (finite, limits, change per tick, age). Recovery is counted from",
-        f"the end of the fault. {platform.machine()}, {len(os.sched_getaffinity(0))} cores; load average {load:.1f} at the start.",
+        f"the end of the fault. {platform.machine()}, {len(os.sched_getaffinity(0))} cores; "
+        f"load average {load:.1f} at the start.",
         "", f"{len(rows) - failed} of {len(rows)} scenarios kept every invariant.", "",
         "| " + " | ".join(head) + " |", "|---" * len(head) + "|",
         *("| " + " | ".join(map(str, row)) + " |" for row in rows),
