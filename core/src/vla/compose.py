@@ -35,6 +35,7 @@ from vla.tree import (
     overlay,
 )
 
+MOST_NAME = 200  # characters of the name of a variant
 FORMAT = 1  # the `vla = 1` of a variant file
 VARIANT_FILE = "variant.toml"
 FRAMEWORKS = ("torch", "jax")
@@ -310,10 +311,15 @@ def variant_from_toml(text: str, source: str = "the text") -> Variant:
             "not a variant file that this vla-core reads", field=f"{source}: vla", got=version, expected=FORMAT, fix=fix
         )
     name, spec = table.pop("name", ""), table.pop("spec", {})
+    if not isinstance(name, str) or len(name) > MOST_NAME or not name.isprintable():
+        raise StoreError(
+            "a variant has a name that cannot be used", field=f"{source}: name", got=repr(name)[:80],
+            expected=f"printable text, at most {MOST_NAME} characters",
+        )  # fmt: skip
     for slot, value in [("spec", spec), *table.items()]:
         if slot in ("spec", *TOP_SLOTS) and not isinstance(value, dict):
             raise StoreError("a table is expected here", field=f"{source}: {slot}", got=value, expected=f"[{slot}]")
-    return compose(table, spec, str(name) or default_name(expand_tree(table)))
+    return compose(table, spec, name or default_name(expand_tree(table)))
 
 
 def load_object(where: str, what: str = "") -> Any:

@@ -12,11 +12,13 @@ from typing import Any, TypeVar
 from attrs import evolve, field, fields, frozen
 
 from vla.errors import DataError
+from vla.settings import size
 
 Array = Any
 Options = TypeVar("Options")
 NORMS = ("quantile", "zscore")
 LONG_PROMPTS = ("error", "shorten")
+MOST_CAMERAS, MOST_PIXELS, MOST_DIMS = 64, 2048, 8192  # ceilings of the shapes, far above any robot
 
 
 @frozen
@@ -30,11 +32,11 @@ class Spec:
     """
 
     cameras: tuple[str, ...] = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
-    image_size: tuple[int, int] = (224, 224)  # height, width
-    state_dim: int = 32
-    action_dim: int = 32
-    action_horizon: int = 50
-    max_token_len: int = 200
+    image_size: tuple[int, int] = size((224, 224), most=MOST_PIXELS)  # height, width
+    state_dim: int = size(32, most=MOST_DIMS)
+    action_dim: int = size(32, most=MOST_DIMS)
+    action_horizon: int = size(50, most=4096)
+    max_token_len: int = size(200, most=32_768)
     norm: str = "quantile"
     long_prompt: str = "error"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 _ABSENT = object()
+MOST_SHOWN = 4000  # characters of one line of a message
 
 
 class VlaError(Exception):
@@ -20,16 +21,34 @@ class VlaError(Exception):
     def __init__(self, what: str, *, field: str = "", got: Any = _ABSENT, expected: Any = _ABSENT, fix: str = ""):
         self.what, self.field, self.fix = what, field, fix
         self.got, self.expected = got, expected  # to say the same with more words
-        lines = [what]
-        if field:
-            lines.append(f"  field:    {field}")
+        super().__init__(self._text())
+
+    def locate(self, field: str) -> None:
+        """Name the place more fully than the code that raised it could."""
+        self.field = field
+        self.args = (self._text(),)
+
+    def _text(self) -> str:
+        got, expected = self.got, self.expected
+        lines = [_brief(self.what, 5 * MOST_SHOWN)]
+        if self.field:
+            lines.append(f"  field:    {_brief(self.field)}")
         if got is not _ABSENT:
-            lines.append(f"  got:      {got}")
+            lines.append(f"  got:      {_brief(got)}")
         if expected is not _ABSENT:
-            lines.append(f"  expected: {expected}")
-        if fix:
-            lines.append(f"  fix:      {fix}")
-        super().__init__("\n".join(lines))
+            lines.append(f"  expected: {_brief(expected)}")
+        if self.fix:
+            lines.append(f"  fix:      {_brief(self.fix)}")
+        return "\n".join(lines)
+
+
+def _brief(value: Any, most: int = MOST_SHOWN) -> str:
+    """The text of a value; what comes from a file may be of any length."""
+    try:
+        text = str(value)
+    except ValueError:  # a whole number of more digits than Python prints
+        return "a number of thousands of digits"
+    return text if len(text) <= most else f"{text[: most // 2]} ... ({len(text):,} characters)"
 
 
 class PartError(VlaError):

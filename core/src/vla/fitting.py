@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import asdict, evolve, frozen
 
 from vla import registry
 from vla.compose import Chosen, Variant, resolve, resolve_node, resolve_tree
@@ -95,33 +95,51 @@ def check(variant: Variant) -> list[Misfit]:
     found: list[Misfit] = []
     for path, chosen in variant.walk():
         _ = chosen.offers  # a plugin that fails in its own functions fails here, not in the middle of training
-        found += needs_unmet(path, chosen, variant.parts)
+        found += needs_unmet(path, chosen, variant.parts, variant.spec)
     found += [*_spec_unmet(variant.robot, variant.spec), *_room_unmet(variant.tokenizer, variant.robot, variant.spec)]
     return found or list(_layout_unmet(variant))
 
 
-def needs_unmet(path: str, chosen: Chosen, tops: dict[str, Chosen]) -> Iterator[Misfit]:
+def needs_unmet(path: str, chosen: Chosen, tops: dict[str, Chosen], spec: Spec | None = None) -> Iterator[Misfit]:
     """The unmet needs of one part (also of a dataset or an environment, which stand beside a variant).
 
-    A need names one of the part's own slots, or a top slot.
+    A need names one of the part's own slots, a top slot, the part itself (`self`) or the shapes (`spec`).
     """
     for need in chosen.needs:
         if need.slot in chosen.inner:
-            at, other = f"{path}.{need.slot}", chosen.inner[need.slot]
+            other = chosen.inner[need.slot]
+            at, part, offers = f"{path}.{need.slot}", other.part, other.offers
+        elif need.slot == "self":
+            at, part, offers = path, chosen.part, _own(chosen)
+        elif need.slot == "spec":
+            if spec is None:
+                continue
+            at, part, offers = "spec", _as_part(spec), {**asdict(spec), "image_side": min(spec.image_size)}
         elif need.slot in tops:
-            at, other = need.slot, tops[need.slot]
+            at, part, offers = need.slot, tops[need.slot].part, tops[need.slot].offers
         else:
             raise PartError(
                 f"{chosen.part.name!r} needs something of a slot that is not there",
                 field=path, got=need.slot, expected=", ".join([*chosen.inner, *tops]),
             )  # fmt: skip
-        if not need.met_by(other.offers):
-            yield Misfit(path, chosen.part, need, at, other.part, other.offers.get(need.facet))
+        if not need.met_by(offers):
+            elsewhere = need.slot not in ("self", "spec")
+            yield Misfit(path, chosen.part, need, at, part, offers.get(need.facet), elsewhere)
+
+
+def _own(chosen: Chosen) -> dict[str, Any]:
+    """What a part says of itself: its settings, and what it offers."""
+    return {name: getattr(chosen.settings, name) for name in fields_of(chosen.part.settings)} | dict(chosen.offers)
+
+
+def _as_part(spec: Spec) -> Part:
+    name = f"{spec.state_dim} x {spec.action_dim}, {spec.image_size[0]} x {spec.image_size[1]} pixels"
+    return Part(kind="spec", name=name, summary="")
 
 
 def _spec_unmet(robot: Chosen, spec: Spec) -> Iterator[Misfit]:
     """The robot must fit into the shapes of the spec, which pads but never cuts."""
-    shapes = Part(kind="spec", name=f"{spec.state_dim} x {spec.action_dim}", summary="")
+    shapes = _as_part(spec)
     for facet in ("state_dim", "action_dim"):
         wide = robot.offers.get(facet) or 0
         if wide > getattr(spec, facet):
@@ -178,7 +196,7 @@ def misfit_error(
     of_robot = any("robot" in (misfit.path, misfit.at) for misfit in misfits)
     tried = [(change, node) for change, node in _replacements(tree, preset) if of_robot or change.path != "robot"]
     good = [change for change, node in tried if _fits(_with(tree, change.path, node), spec)]
-    settings = list(_settings_that_fit(tree, spec)) + list(_spec_that_fits(tree, spec))
+    settings = [*_settings_that_fit(tree, spec), *_spec_that_fits(tree, spec), *_sizes_that_fit(misfits, tree, spec)]
     pairs = []
     if not good and not settings:
         for (one, node), (two, other) in combinations(tried, 2):
@@ -246,9 +264,36 @@ def _spec_that_fits(tree: Tree, spec: Spec) -> Iterator[Change]:
         yield Change("spec", changes, " ".join(words))
 
 
+def _sizes_that_fit(misfits: list[Misfit], tree: Tree, spec: Spec) -> Iterator[Change]:
+    """The nearest sizes that go together, where two of one part, or a patch and the images, do not."""
+    for m in misfits:
+        if m.need.slot == "spec" and m.need.facet == "image_side":
+            image = tuple(max(side, m.need.value) for side in spec.image_size)
+            if _fits(tree, evolve(spec, image_size=image)):
+                yield Change("spec", image, f"--set spec.image_size={_words(image)}")
+        if m.need.slot != "self" or m.need.test != "multiple" or not isinstance(m.offered, int):
+            continue
+        node, part = _at(tree, m.path), m.part
+        values = {key: node.get(key, field.default) for key, field in fields_of(part.settings).items()}
+        divisors = [n for n in range(1, m.need.value + 1) if m.offered % n == 0]
+        tries = [(m.need.facet, m.offered // m.need.value * m.need.value or m.need.value)]
+        tries += [(key, divisors[-1]) for key, value in values.items() if value == m.need.value]
+        for key, value in tries:
+            if key in values and _fits(_with(tree, f"{m.path}.{key}", value), spec):
+                yield Change(f"{m.path}.{key}", value, f"--set {m.path}.{key}={value}")
+
+
+def _at(tree: Tree, path: str) -> Tree:
+    for name in path.split("."):
+        tree = tree[name]
+    return tree
+
+
 def _words(value: Any) -> str:
     """A value as typed in a shell."""
-    return str(value) if isinstance(value, int) else "'[" + ", ".join(f'"{v}"' for v in value) + "]'"
+    if isinstance(value, int):
+        return str(value)
+    return "'[" + ", ".join(str(v) if isinstance(v, int) else f'"{v}"' for v in value) + "]'"
 
 
 def _with(tree: Tree, path: str, node: Any) -> Tree:

@@ -20,7 +20,7 @@ MANIFEST = "manifest.json"
 _COPY_AGAIN = "copy the folder again from its source"
 
 
-def write_manifest(folder: Path, kind: str) -> None:
+def write_manifest(folder: Path, kind: str = "model") -> None:
     """List size and SHA-256 of every file under `folder` in its manifest.json."""
     files = {
         str(file.relative_to(folder).as_posix()): {"size": file.stat().st_size, "sha256": _sha256(file)}

@@ -48,8 +48,9 @@ NEWS: dict[tuple[str, int], str] = {
 class Need:
     """One fact a part relies on, and the sentence shown when it does not hold.
 
-    `slot` is one of the part's own slots, or a top slot (`backbone`, `tokenizer`, `head`, `robot`).
-    `test` is `>=`, `==`, `has` (value in the offered collection) or `true`.
+    `slot` is one of the part's own slots, a top slot (`backbone`, `tokenizer`, `head`, `robot`), `self` (the part's own
+    settings and offers) or `spec` (the shapes, and `image_side`, the shorter side of an image).
+    `test` is `>=`, `==`, `has` (value in the offered collection), `multiple` (of value) or `true`.
     """
 
     slot: str
@@ -65,6 +66,8 @@ class Need:
             return got is not None and got >= self.value
         if self.test == "==":
             return got == self.value
+        if self.test == "multiple":
+            return got is not None and got % self.value == 0
         if self.test == "has":
             return got is not None and self.value in got
         return bool(got)
@@ -74,9 +77,10 @@ class Need:
             ">=": f"{self.facet} >= {self.value}",
             "==": f"{self.facet} = {self.value!r}",
             "has": f"{self.facet} containing {self.value!r}",
+            "multiple": f"{self.facet} a multiple of {self.value}",
             "true": self.facet,
         }
-        return f"{self.slot} with {want[self.test]}"
+        return want[self.test] if self.slot == "self" else f"{self.slot} with {want[self.test]}"
 
 
 def at_least(slot: str, facet: str, value: Any, why: str) -> Need:
@@ -87,6 +91,11 @@ def at_least(slot: str, facet: str, value: Any, why: str) -> Need:
 def equals(slot: str, facet: str, value: Any, why: str) -> Need:
     """The part in `slot` must offer exactly this value."""
     return Need(slot, facet, "==", value, why)
+
+
+def multiple(slot: str, facet: str, value: int, why: str) -> Need:
+    """What the part in `slot` offers as `facet` must be a multiple of value."""
+    return Need(slot, facet, "multiple", value, why)
 
 
 def has(slot: str, facet: str, value: Any, why: str) -> Need:

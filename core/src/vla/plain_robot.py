@@ -7,7 +7,9 @@ from typing import Any
 
 from attrs import frozen
 
+from vla.contracts import MOST_DIMS
 from vla.parts import Part
+from vla.settings import size
 
 
 @frozen
@@ -21,10 +23,10 @@ class PlainSettings:
             not, e.g. (6, -1); none: all stay as they are.
     """
 
-    state_dim: int = 0
-    action_dim: int = 0
+    state_dim: int = size(0, most=MOST_DIMS, least=0)
+    action_dim: int = size(0, most=MOST_DIMS, least=0)
     cameras: tuple[str, ...] = ()
-    delta: tuple[int, ...] = ()
+    delta: tuple[int, ...] = size((), most=MOST_DIMS, least=-MOST_DIMS)
 
 
 def offers(settings: PlainSettings, inner: Mapping[str, Any]) -> Mapping[str, Any]:

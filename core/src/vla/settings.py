@@ -23,6 +23,39 @@ from vla.errors import SettingsError
 _SIMPLE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
+@attrs.frozen
+class Between:
+    """A validator: a number, or every number of a tuple, lies between two bounds; with `above` not on the lower one."""
+
+    low: float
+    high: float
+    above: bool = False
+
+    def __call__(self, settings: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        """Raise what does not hold; NaN lies between nothing."""
+        numbers = value if isinstance(value, (tuple, list)) else () if value is None else (value,)
+        for number in numbers:
+            if not (self.low < number if self.above else self.low <= number) or not number <= self.high:
+                raise SettingsError(f"{attribute.name} is out of bounds", got=value, expected=str(self))
+
+    def __str__(self) -> str:
+        return f"above {self.low:,}, at most {self.high:,}" if self.above else f"{self.low:,} to {self.high:,}"
+
+
+def size(default: int | tuple[int, ...], *, most: int, least: int = 1) -> Any:
+    """A field of a settings record: a whole number (or a tuple of them) from `least` to `most`.
+
+    Every size has a ceiling, because settings come with models from strangers: beyond it nothing real lies, and
+    building it would fill the memory. Take one well above the largest that was ever published.
+    """
+    return attrs.field(default=default, validator=Between(least, most))
+
+
+def number(default: float, *, most: float, least: float = 0.0, above: bool = False) -> Any:
+    """A field of a settings record: a finite number from `least` to `most`; `above`: but not `least` itself."""
+    return attrs.field(default=default, validator=Between(least, most, above))
+
+
 def structure(cls: type, values: Mapping[str, Any], path: str) -> Any:
     """An instance of the attrs class from plain values; fields not named keep their default.
 
@@ -52,6 +85,10 @@ def structure(cls: type, values: Mapping[str, Any], path: str) -> Any:
             raise wrong_value(f"{path}.{key}", value, field, error) from error
     try:
         return cls(**given)
+    except SettingsError as error:  # two settings that do not go together: its field is one of this table
+        if error.field in fields:
+            error.locate(f"{path}.{error.field}")
+        raise
     except (ValueError, TypeError) as error:  # an attrs validator of the part's author
         raise SettingsError(
             f"the settings at {path} do not work together", field=path, got=dict(values), fix=str(error)
@@ -92,6 +129,8 @@ def wrong_value(path: str, value: Any, field: attrs.Attribute[Any], cause: Excep
         of_text = typing.get_args(field.type)[0] is str and isinstance(value, str)
         example = _value([value]) if of_text else _value(field.default) if field.default else "[...]"
         fix = f"a list is written like this: --set {path}='{example}'"
+    elif isinstance(field.validator, Between):
+        expected = f"{expected}, {field.validator}"
     elif field.validator is not None and not choices(field):
         fix = str(cause.args[0]) if cause.args else ""
     return SettingsError("a setting has a wrong value", field=path, got=got, expected=expected, fix=fix)

@@ -24,7 +24,7 @@ from attrs import field, frozen
 
 from vla.errors import NotFiniteError, StoreError
 from vla.files import atomic_folder
-from vla.manifest import verify_folder
+from vla.manifest import verify_folder, write_manifest  # noqa: F401 - of a model directory too
 from vla.reading import read_json, safetensors_header
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vla import registry
-from vla.contracts import LONG_PROMPTS, NORMS, Spec
+from vla.contracts import LONG_PROMPTS, MOST_CAMERAS, NORMS, Spec
 from vla.errors import PartError, SettingsError
 from vla.parts import TOP_SLOTS, Part
 from vla.settings import fields_of, structure, unknown_key
@@ -54,7 +54,7 @@ def expand(kind: str, tree: Mapping[str, Any] | str | Part, path: str, preset: s
         node.pop("from")
         out["from"] = dist
     if own is not None:
-        if own not in part.presets:
+        if not isinstance(own, str) or own not in part.presets:
             have = ", ".join(part.presets) or "it has none"
             raise SettingsError(f"{part.name!r} has no preset {own!r}", field=f"{path}.preset", got=own, expected=have)
         out.update(part.presets[own])
@@ -216,11 +216,16 @@ def _known(tree: Tree, owner: Part | None = None) -> list[str]:
 def make_spec(values: Mapping[str, Any]) -> Spec:
     """The record from plain values, with sizes checked."""
     spec: Spec = structure(Spec, values, "spec")
-    for name in ("state_dim", "action_dim", "action_horizon", "max_token_len"):
-        if getattr(spec, name) < 1:
-            raise SettingsError("a size must be at least 1", field=f"spec.{name}", got=getattr(spec, name))
-    if min(spec.image_size) < 1:
-        raise SettingsError("a size must be at least 1", field="spec.image_size", got=list(spec.image_size))
+    if len(spec.cameras) > MOST_CAMERAS:
+        raise SettingsError(
+            "too many cameras", field="spec.cameras", got=len(spec.cameras), expected=f"at most {MOST_CAMERAS}"
+        )
+    for name in spec.cameras:
+        if len(name) > 100 or not name.isprintable() or "/" in name:  # "/" joins the keys of nested samples
+            raise SettingsError(
+                "a camera has a name that cannot be used", field="spec.cameras", got=repr(name[:100]),
+                expected="printable, at most 100 characters, without /",
+            )  # fmt: skip
     if not spec.cameras or len({*spec.cameras}) != len(spec.cameras) or not all(spec.cameras):
         raise SettingsError(
             "cameras need different names", field="spec.cameras", got=list(spec.cameras), expected="one or more names"

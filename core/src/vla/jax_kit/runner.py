@@ -41,7 +41,7 @@ def load(
 ) -> Runner:  # fmt: skip
     """The model of a variant with its weights; fresh ones from `seed` when `weights` is None.
 
-    Names and shapes are compared with the arrays' before anything is allocated; `source` is for messages.
+    Names and shapes are compared with the arrays' before anything is built; `source` is for messages.
 
     Raises:
         StoreError: the weights are not those of this variant.

@@ -217,12 +217,13 @@ class PartConformance:
     def test_every_need_has_a_reason(self) -> None:
         for need in needs_everywhere(self.chosen):
             assert len(need.why.split()) >= 3, f"{need}: the user is shown this reason: {need.why!r}"
-            assert need.test in (">=", "==", "has", "true")
-            assert need.slot in self.part.slots or need.slot in TOP_SLOTS, f"{need}: there is no such slot"
+            assert need.test in (">=", "==", "has", "multiple", "true")
+            known = (*self.part.slots, *TOP_SLOTS, "self", "spec")
+            assert need.slot in known, f"{need}: there is no such slot"
 
     def test_every_need_can_fail(self) -> None:
         """A need that nothing violates says nothing: `some facet` must be missing or too small somewhere."""
-        for need in needs_everywhere(self.chosen):
+        for need in self._of_others():
             assert not need.met_by({}), f"{need} is met by a part that offers nothing"
             if need.test == ">=" and isinstance(need.value, (int, float)):
                 assert not need.met_by({need.facet: need.value - 1})
@@ -231,7 +232,7 @@ class PartConformance:
             assert found, f"{need}: every installed part meets it"
 
     def test_every_need_can_be_met(self) -> None:
-        for need in needs_everywhere(self.chosen):
+        for need in self._of_others():
             found = [name for name, offers in self._variations(need.slot) if need.met_by(offers)]
             assert found, f"{need}: no installed part offers that; is the facet spelled right?"
 
@@ -259,6 +260,10 @@ class PartConformance:
         text = self.variant.to_toml()
         for where in filter(None, (self.part.torch, self.part.jax, self.part.numpy, self.part.draws)):
             assert where not in text
+
+    def _of_others(self) -> list[Any]:
+        """The needs that another part meets or not."""
+        return [need for need in needs_everywhere(self.chosen) if need.slot not in ("self", "spec")]
 
     def _variations(self, slot: str) -> Iterator[tuple[str, Any]]:
         kind = self.part.slots[slot][0] if slot in self.part.slots else TOP_SLOTS[slot][0]

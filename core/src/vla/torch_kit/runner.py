@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from vla.contracts import Observation, Sampling
 from vla.errors import SettingsError
+from vla.params import shapes, table
 from vla.store import check_names
 from vla.torch_kit.model import VLA, build_model, load_weights, observation_to, sampling_to, weights_of
 
@@ -42,7 +43,7 @@ def load(
 ) -> Runner:  # fmt: skip
     """The model of a variant with its weights; fresh ones from `seed` when `weights` is None.
 
-    Names and shapes are compared with the arrays' before anything is allocated; `source` is for messages.
+    Names and shapes are compared with the arrays' before anything is built; `source` is for messages.
 
     Raises:
         StoreError: the weights are not those of this variant.
@@ -53,10 +54,7 @@ def load(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return Runner(build_model(variant).float(), variant, where, precision)
-    with torch.device("meta"):
-        model = build_model(variant)
-    expected = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    check_names(expected, {name: tuple(array.shape) for name, array in weights.items()}, source)
+    check_names(shapes(table(variant)), {name: tuple(array.shape) for name, array in weights.items()}, source)
     with _Undrawn():
         model = build_model(variant).float()
     load_weights(model, variant, weights)

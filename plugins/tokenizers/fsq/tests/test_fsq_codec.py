@@ -257,11 +257,11 @@ def test_bad_input_is_named(fitted):
     with pytest.raises(DataError, match="no chunks"):
         FsqCodec(SMALL).fit(np.zeros((0, H, D)))
     with pytest.raises(SettingsError, match="levels"):
-        FsqCodec(Fsq(codes=1000))
+        Fsq(codes=1000)
     with pytest.raises(SettingsError, match="multiple of 64"):
-        FsqCodec(Fsq(embed_dim=96))
-    with pytest.raises(SettingsError, match="above zero"):
-        FsqCodec(Fsq(steps=0)).fit(smooth(2))
+        Fsq(embed_dim=96)
+    with pytest.raises(SettingsError, match="out of bounds"):
+        Fsq(steps=0)
 
 
 def test_bound_setting_clips(fitted):

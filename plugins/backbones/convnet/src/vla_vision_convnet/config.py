@@ -5,8 +5,10 @@ from __future__ import annotations
 from attrs import field, frozen
 
 from vla.errors import SettingsError
+from vla.settings import Between
 
 GROUPS = 8  # of the group norms
+MOST_STAGES = 11  # of an image of 2048 pixels these leave one token
 
 
 @frozen
@@ -21,15 +23,16 @@ class Settings:
         residual: residual convolutions of each stage, behind the halving one.
     """
 
-    widths: tuple[int, ...] = field(default=(64, 128, 256, 512), converter=tuple)
-    residual: tuple[int, ...] = field(default=(1, 1, 2, 2), converter=tuple)
+    widths: tuple[int, ...] = field(default=(64, 128, 256, 512), converter=tuple, validator=Between(GROUPS, 16_384))
+    residual: tuple[int, ...] = field(default=(1, 1, 2, 2), converter=tuple, validator=Between(0, 64))
 
     def __attrs_post_init__(self) -> None:
-        if not self.widths or any(w < GROUPS or w % GROUPS for w in self.widths):
+        if not 1 <= len(self.widths) <= MOST_STAGES or any(w % GROUPS for w in self.widths):
             raise SettingsError(
-                "a stage cannot be this wide", field="widths", got=self.widths, expected=f"multiples of {GROUPS}"
-            )
-        if len(self.residual) != len(self.widths) or any(n < 0 for n in self.residual):
+                "a stage cannot be this wide", field="widths", got=self.widths,
+                expected=f"1 to {MOST_STAGES} multiples of {GROUPS}",
+            )  # fmt: skip
+        if len(self.residual) != len(self.widths):
             raise SettingsError(
                 "every stage needs its number of residual convolutions", field="residual", got=self.residual,
                 expected=f"{len(self.widths)} numbers from 0",

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from attrs import frozen
 
+from vla.parts import Need, multiple
+from vla.settings import size
+
 
 @frozen
 class Settings:
     """Sizes of the backbone's expert; the defaults are gemma_2b. Other experts share depth, heads and head_dim."""
 
-    width: int = 2048
-    depth: int = 18
-    mlp_dim: int = 16_384
-    num_heads: int = 8
-    num_kv_heads: int = 1
-    head_dim: int = 256
-    vocab_size: int = 257_152
+    width: int = size(2048, most=65_536)
+    depth: int = size(18, most=512)
+    mlp_dim: int = size(16_384, most=524_288)
+    num_heads: int = size(8, most=512)
+    num_kv_heads: int = size(1, most=512)
+    head_dim: int = size(256, most=2048, least=2)
+    vocab_size: int = size(257_152, most=4_194_304)
 
 
 PRESETS: dict[str, dict[str, object]] = {
@@ -28,6 +31,14 @@ PRESETS: dict[str, dict[str, object]] = {
         "width": 512, "depth": 6, "mlp_dim": 2048, "num_heads": 8, "num_kv_heads": 1, "head_dim": 64, "vocab_size": 4096
     },
 }  # fmt: skip
+
+
+def needs(settings: Settings) -> tuple[Need, ...]:
+    """How its sizes go together."""
+    return (
+        multiple("self", "num_heads", settings.num_kv_heads, "every key and value head serves as many query heads"),
+        multiple("self", "head_dim", 2, "the rotary embedding turns pairs"),
+    )
 
 
 def offers(settings: Settings) -> dict[str, object]:

@@ -17,6 +17,7 @@ from attrs import frozen
 from vla.errors import SettingsError
 from vla.parts import Need, equals
 from vla.reading import parse_json, read_json
+from vla.settings import size
 
 # `model_type` of the families whose layers were compared with transformers itself (see the tests).
 FAMILIES = (
@@ -30,6 +31,11 @@ NOT_KEPT = (
     *("torch_dtype", "dtype"),
 )
 MOST_BYTES = 1 << 20
+# The ceilings of `gemma`.
+MOST = {
+    "hidden_size": 65_536, "num_hidden_layers": 512, "num_attention_heads": 512, "vocab_size": 4_194_304,
+    "intermediate_size": 524_288,
+}  # fmt: skip
 
 
 @frozen
@@ -47,14 +53,12 @@ class Settings:
 
     model: str = ""
     config: str = ""
-    extra_ids: int = 0
+    extra_ids: int = size(0, most=1 << 20, least=0)
 
     def __attrs_post_init__(self) -> None:
         found = _read(self.model) if self.model else _parse(self.config or str(PUBLISHED[DEFAULT]["config"]))
         object.__setattr__(self, "config", json.dumps(_decoder(found), sort_keys=True))
         object.__setattr__(self, "model", "")
-        if not 0 <= self.extra_ids <= 1 << 20:
-            raise SettingsError("no number of ids", field="extra_ids", got=self.extra_ids, expected="0 to 1048576")
 
     @property
     def width(self) -> int:
@@ -170,9 +174,12 @@ def _decoder(found: dict[str, Any]) -> dict[str, Any]:
             "no such family of decoders", field="config.model_type", got=family, expected=", ".join(FAMILIES),
             fix="take a model of one of these families",
         )  # fmt: skip
-    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size"):
-        size = found.get(name)
-        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= 1 << 24:
-            raise SettingsError("a size of the decoder is missing or no size", field=f"config.{name}", got=size)
+    for name, most in MOST.items():
+        found_size = found.get(name)
+        if not isinstance(found_size, int) or isinstance(found_size, bool) or not 1 <= found_size <= most:
+            raise SettingsError(
+                "a size of the decoder is missing or no size", field=f"config.{name}", got=found_size,
+                expected=f"1 to {most:,}",
+            )  # fmt: skip
     kept = {k: v for k, v in found.items() if k not in NOT_KEPT and not k.startswith("_")}
     return dict(sorted(kept.items()))

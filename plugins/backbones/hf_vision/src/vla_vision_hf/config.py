@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from attrs import frozen
+from attrs import field, frozen
 
 from vla.errors import SettingsError
 from vla.reading import parse_json, read_json
+from vla.settings import Between
 
 HALF = (0.5, 0.5, 0.5)
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -28,6 +29,8 @@ NOT_KEPT = (
     *("torch_dtype", "dtype"),
 )
 MOST_BYTES = 1 << 20
+# The ceilings of `siglip`.
+MOST = {"hidden_size": 16_384, "num_hidden_layers": 256, "num_attention_heads": 256, "patch_size": 256}
 
 
 @frozen
@@ -46,8 +49,8 @@ class Settings:
     model: str = ""
     config: str = ""
     tokens: Literal["patches", "class"] = "patches"
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    mean: tuple[float, ...] = field(default=(), validator=Between(-1000, 1000))
+    std: tuple[float, ...] = field(default=(), validator=Between(0, 1000, above=True))
 
     def __attrs_post_init__(self) -> None:
         text = self.config or str(PUBLISHED[DEFAULT]["config"])
@@ -146,9 +149,12 @@ def _encoder(found: dict[str, Any]) -> dict[str, Any]:
             field="config.auto_map" if code else "config.model_type", got=family, expected=", ".join(FAMILIES),
             fix="take a model of one of these families",
         )  # fmt: skip
-    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size"):
+    for name, most in MOST.items():
         size = found.get(name)
-        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= 1 << 20:
-            raise SettingsError("a size of the encoder is missing or no size", field=f"config.{name}", got=size)
+        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= most:
+            raise SettingsError(
+                "a size of the encoder is missing or no size", field=f"config.{name}", got=size,
+                expected=f"1 to {most:,}",
+            )  # fmt: skip
     kept = {k: v for k, v in found.items() if k not in NOT_KEPT and not k.startswith("_")}
     return dict(sorted({**kept, **pixels}.items()))

@@ -1,7 +1,7 @@
 """SigLIP vision encoder."""
 
 from vla.parts import Part
-from vla_vision_siglip.config import Settings, presets
+from vla_vision_siglip.config import Settings, needs, presets
 
 PART = Part(
     kind="vision",
@@ -10,6 +10,7 @@ PART = Part(
     settings=Settings,
     presets=presets(),
     offers=lambda s, inner: {"width": s.width, "pooled": s.pool != "none"},
+    needs=needs,
     torch="vla_vision_siglip.torch_impl:SigLIP",
     jax="vla_vision_siglip.jax_impl:SigLIP",
     params="vla_vision_siglip.params",

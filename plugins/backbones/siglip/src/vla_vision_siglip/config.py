@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import field, frozen, validators
+
+from vla.parts import Need, at_least, multiple
+from vla.settings import size
 
 # name -> width, depth, mlp_dim, num_heads (facts of big_vision; openpi uses So400m/14)
 VARIANTS: dict[str, tuple[int, int, int, int]] = {
@@ -27,13 +30,26 @@ PATCH_SIZES = (14, 16, 32)
 class Settings:
     """A SigLIP encoder; the defaults are So400m/14, as in PaliGemma."""
 
-    width: int = 1152
-    depth: int = 27
-    mlp_dim: int = 4304
-    num_heads: int = 16
-    patch_size: int = 14
-    posemb: str = "learn"  # learn | sincos2d
-    pool: str = "none"  # none (all patches) | gap | map | tok: what the LLM gets, [b n width] or [b 1 width]
+    width: int = size(1152, most=16_384)
+    depth: int = size(27, most=256)
+    mlp_dim: int = size(4304, most=131_072)
+    num_heads: int = size(16, most=256)
+    patch_size: int = size(14, most=256)
+    posemb: str = field(default="learn", validator=validators.in_(("learn", "sincos2d")))
+    # What the LLM gets: all patches [b n width], or one token [b 1 width].
+    pool: str = field(default="none", validator=validators.in_(("none", "gap", "map", "tok")))
+
+
+def needs(settings: Settings) -> tuple[Need, ...]:
+    """How its sizes go together."""
+    s = settings
+    found = [
+        multiple("self", "width", s.num_heads, "every head has an equal share of the width"),
+        at_least("spec", "image_side", s.patch_size, "a picture must hold a patch: larger images or smaller patches"),
+    ]
+    if s.posemb == "sincos2d":
+        found.append(multiple("self", "width", 4, "sines and cosines of rows and columns fill the width"))
+    return tuple(found)
 
 
 def presets() -> dict[str, dict[str, object]]:

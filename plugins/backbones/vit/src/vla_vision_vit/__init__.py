@@ -1,7 +1,7 @@
 """Plain ViT vision encoder."""
 
 from vla.parts import Part
-from vla_vision_vit.config import PRESETS, Settings
+from vla_vision_vit.config import PRESETS, Settings, needs
 
 PART = Part(
     kind="vision",
@@ -10,6 +10,7 @@ PART = Part(
     settings=Settings,
     presets=PRESETS,
     offers=lambda s, inner: {"width": s.width, "pooled": s.pool in ("cls", "mean")},
+    needs=needs,
     torch="vla_vision_vit.torch_impl:ViT",
     jax="vla_vision_vit.jax_impl:ViT",
     params="vla_vision_vit.params",

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import field, frozen, validators
+
+from vla.parts import Need, at_least, multiple
+from vla.settings import size
 
 
 @frozen
 class Settings:
     """A ViT; the defaults are ViT-B/16."""
 
-    width: int = 768
-    depth: int = 12
-    mlp_dim: int = 3072
-    num_heads: int = 12
-    patch_size: int = 16
-    pool: str = "none"  # none (class token and all patches) | patches (no class token) | cls | mean
+    width: int = size(768, most=16_384)
+    depth: int = size(12, most=256)
+    mlp_dim: int = size(3072, most=131_072)
+    num_heads: int = size(12, most=256)
+    patch_size: int = size(16, most=256)
+    # What the LLM gets: class token and all patches, the patches alone, or one token.
+    pool: str = field(default="none", validator=validators.in_(("none", "patches", "cls", "mean")))
+
+
+def needs(settings: Settings) -> tuple[Need, ...]:
+    """How its sizes go together."""
+    s = settings
+    return (
+        multiple("self", "width", s.num_heads, "every head has an equal share of the width"),
+        at_least("spec", "image_side", s.patch_size, "a picture must hold a patch: larger images or smaller patches"),
+    )
 
 
 PRESETS: dict[str, dict[str, object]] = {

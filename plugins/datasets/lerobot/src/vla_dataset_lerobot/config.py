@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from attrs import field, frozen, validators
 
 from vla.errors import SettingsError
+from vla.settings import size
 
 Numbers = tuple[int | str, ...] | int | str
 
@@ -79,5 +80,5 @@ class LeRobotSettings:
     exclude: Numbers = field(default=(), validator=_are_numbers)
     robot: str = ""
     check_fps: bool = True
-    cache_mb: int = 512
+    cache_mb: int = size(512, most=1_048_576, least=0)
     decoder: str = field(default="auto", validator=validators.in_(("auto", "pyav", "torchcodec")))

@@ -12,6 +12,7 @@ from typing import Any
 from attrs import field, frozen
 
 from vla.errors import SettingsError
+from vla.settings import Between, size
 
 TASKS = {
     "assembly": "pick up the wrench and put its ring over the peg",
@@ -91,14 +92,6 @@ def _known_tasks(settings: object, attribute: Any, value: tuple[str, ...]) -> No
         )  # fmt: skip
 
 
-def _between(low: float, high: float) -> Any:
-    def check(settings: object, attribute: Any, value: float) -> None:
-        if not low <= value <= high:
-            raise SettingsError("out of range", field=attribute.name, got=value, expected=f"{low} to {high}")
-
-    return check
-
-
 @frozen
 class EnvSettings:
     """The environment.
@@ -112,9 +105,9 @@ class EnvSettings:
     """
 
     tasks: tuple[str, ...] = field(default=FEW, converter=tuple, validator=_known_tasks)
-    image_size: int = field(default=96, validator=_between(16, 640))
-    max_steps: int = field(default=250, validator=_between(1, LIMIT))
-    seed: int = 0
+    image_size: int = field(default=96, validator=Between(16, 640))
+    max_steps: int = field(default=250, validator=Between(1, LIMIT))
+    seed: int = size(0, most=2**63 - 1, least=0)
 
 
 @frozen
@@ -141,13 +134,13 @@ class DatasetSettings:
     """
 
     path: str = ""
-    episodes: int = field(default=100, validator=_between(1, 1_000_000))
-    noise: float = field(default=0.1, validator=_between(0, 1))
-    workers: int = field(default=2, validator=_between(1, 64))
+    episodes: int = field(default=100, validator=Between(1, 1_000_000))
+    noise: float = field(default=0.1, validator=Between(0, 1))
+    workers: int = field(default=2, validator=Between(1, 64))
     tasks: tuple[str, ...] = field(default=FEW, converter=tuple, validator=_known_tasks)
-    image_size: int = field(default=96, validator=_between(16, 640))
-    max_steps: int = field(default=250, validator=_between(1, LIMIT))
-    seed: int = 0
+    image_size: int = field(default=96, validator=Between(16, 640))
+    max_steps: int = field(default=250, validator=Between(1, LIMIT))
+    seed: int = size(0, most=2**63 - 1, least=0)
 
     def env(self) -> EnvSettings:
         """The settings of the environment that is recorded."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from attrs import field, frozen, validators
 
 from vla.errors import SettingsError
+from vla.settings import Between, number, size
 
 FAMILIES = ("touch", "push", "lift", "place")
 # Far apart in hue, so that 64 x 64 pixels are enough to tell them apart.
@@ -40,14 +41,6 @@ def _known(allowed: tuple[str, ...]):
     return check
 
 
-def _between(low: float, high: float):
-    def check(settings: object, attribute: object, value: float) -> None:
-        if not low <= value <= high:
-            raise SettingsError(f"{attribute.name}: {value} is not in {low} to {high}")
-
-    return check
-
-
 @frozen
 class EnvSettings:
     """The environment.
@@ -70,13 +63,13 @@ class EnvSettings:
 
     families: tuple[str, ...] = field(default=FAMILIES, converter=tuple, validator=_known(FAMILIES))
     colors: tuple[str, ...] = field(default=tuple(COLORS), converter=tuple, validator=_known(tuple(COLORS)))
-    image_size: int = field(default=96, validator=_between(16, 640))
-    n_blocks: int = field(default=3, validator=_between(1, 4))
-    spread: float = field(default=0.03, validator=_between(0, 0.15))
+    image_size: int = field(default=96, validator=Between(16, 640))
+    n_blocks: int = field(default=3, validator=Between(1, 4))
+    spread: float = field(default=0.03, validator=Between(0, 0.15))
     lanes: bool = False
-    looks: float = field(default=0.0, validator=_between(0, 1))
-    max_steps: int = field(default=0, validator=_between(0, 10_000))
-    seed: int = 0
+    looks: float = field(default=0.0, validator=Between(0, 1))
+    max_steps: int = field(default=0, validator=Between(0, 10_000))
+    seed: int = size(0, most=2**63 - 1, least=0)
 
     def __attrs_post_init__(self) -> None:
         if self.lanes and "place" in self.families:
@@ -128,18 +121,18 @@ class DatasetSettings:
     """
 
     path: str = ""
-    episodes: int = field(default=200, validator=_between(1, 1_000_000))
-    noise: float = 0.15
-    workers: int = field(default=2, validator=_between(1, 64))
+    episodes: int = field(default=200, validator=Between(1, 1_000_000))
+    noise: float = number(0.15, most=10)
+    workers: int = field(default=2, validator=Between(1, 64))
     families: tuple[str, ...] = field(default=FAMILIES, converter=tuple, validator=_known(FAMILIES))
     colors: tuple[str, ...] = field(default=tuple(COLORS), converter=tuple, validator=_known(tuple(COLORS)))
-    image_size: int = field(default=96, validator=_between(16, 640))
-    n_blocks: int = field(default=3, validator=_between(1, 4))
-    spread: float = field(default=0.03, validator=_between(0, 0.15))
+    image_size: int = field(default=96, validator=Between(16, 640))
+    n_blocks: int = field(default=3, validator=Between(1, 4))
+    spread: float = field(default=0.03, validator=Between(0, 0.15))
     lanes: bool = False
-    looks: float = field(default=0.0, validator=_between(0, 1))
-    max_steps: int = field(default=0, validator=_between(0, 10_000))
-    seed: int = 0
+    looks: float = field(default=0.0, validator=Between(0, 1))
+    max_steps: int = field(default=0, validator=Between(0, 10_000))
+    seed: int = size(0, most=2**63 - 1, least=0)
 
     def env(self) -> EnvSettings:
         """The settings of the environment that is recorded."""

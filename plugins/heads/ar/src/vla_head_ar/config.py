@@ -5,13 +5,14 @@ from __future__ import annotations
 from attrs import field, frozen, validators
 
 from vla.layout import Layout
+from vla.settings import size
 
 
 @frozen
 class Settings:
     """How action tokens are predicted and decoded."""
 
-    max_decode: int = field(default=256, validator=validators.ge(1))  # most action tokens of one answer
+    max_decode: int = size(256, most=65_536)  # most action tokens of one answer
     constrained: bool = True  # only token sequences that stand for a chunk can be decoded
     # Position of the n-th decoded token: as in training, or one more, as openpi's decode loop has it (openpi #705).
     positions: str = field(default="training", validator=validators.in_(("training", "openpi")))

@@ -1,17 +1,7 @@
 """Flow-matching action head, and the model types pi0 and pi05."""
 
-from vla.parts import ModelType, Part, has, is_true
-from vla_head_flow.config import PRESETS, Settings, experts, layout
-
-
-def _needs(s: Settings):
-    needs = [is_true("backbone", "multi_expert", "the action expert runs beside the backbone in the same attention")]
-    if s.time == "adarms":
-        needs.append(is_true("backbone", "adarms", "time = adarms modulates the norms of the action expert"))
-    if s.state == "tokens":
-        needs.append(has("tokenizer", "emits", "state", "state = tokens reads the robot's state from the prompt"))
-    return tuple(needs)
-
+from vla.parts import ModelType, Part
+from vla_head_flow.config import PRESETS, Settings, experts, layout, needs
 
 PART = Part(
     kind="head",
@@ -20,7 +10,7 @@ PART = Part(
     settings=Settings,
     presets=PRESETS,
     offers=lambda s, inner: {"gives": "chunk", "own_expert": True, "state": s.state, "losses": {"actions": "action"}},
-    needs=_needs,
+    needs=needs,
     layout=lambda s, inner: layout(s),
     experts=lambda s, inner: experts(s),
     torch="vla_head_flow.torch_impl:FlowHead",

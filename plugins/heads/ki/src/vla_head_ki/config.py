@@ -8,14 +8,15 @@ from typing import Any
 from attrs import frozen
 
 from vla.layout import Layout
+from vla.settings import number
 
 
 @frozen
 class Settings:
     """Weights of the two losses and the insulation; the defaults are the paper's."""
 
-    token_weight: float = 1.0  # lambda of the cross-entropy on action tokens
-    action_weight: float = 1.0  # alpha of the chunk loss: it trains other weights, so 1
+    token_weight: float = number(1.0, most=1e6)  # lambda of the cross-entropy on action tokens
+    action_weight: float = number(1.0, most=1e6)  # alpha of the chunk loss: it trains other weights, so 1
     insulate: bool = True  # stop gradients from the action expert at the backbone's keys and values
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from vla.codecs import check_chunks, read_codec, write_codec
-from vla.errors import DecodeError, SettingsError, StoreError
+from vla.errors import DecodeError, SettingsError
+from vla.reading import reading
 from vla_tokenizer_binning.config import Binning
 
 
@@ -22,12 +23,6 @@ class BinningCodec:
     by_step = True
 
     def __init__(self, settings: Binning):
-        if settings.codes < 2 or not settings.limit > 0:
-            raise SettingsError(
-                "binning needs codes >= 2 and limit > 0",
-                field="tokenizer",
-                got=f"codes {settings.codes}, limit {settings.limit}",
-            )
         self.settings = settings
         self.vocab_size = settings.codes
         self._width = 2 * settings.limit / settings.codes
@@ -87,14 +82,10 @@ class BinningCodec:
     def load(self, folder: Path) -> BinningCodec:
         """The codec stored there."""
         facts, _ = read_codec(folder, "binning")
-        try:
+        with reading("a stored codec is damaged", folder, fix="fit it again"):
             codes, limit, value = int(facts["codes"]), float(facts["limit"]), str(facts["value"])
             if value not in ("centre", "left"):
                 raise ValueError(value)
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(
-                "a stored codec is damaged", field=str(folder), got=repr(error), fix="fit it again"
-            ) from error
         if codes != self.vocab_size:
             raise SettingsError(
                 "the stored codec has another number of bins than the settings say",

@@ -4,6 +4,8 @@ from typing import Literal
 
 from attrs import frozen
 
+from vla.settings import number, size
+
 
 @frozen
 class Binning:
@@ -16,10 +18,10 @@ class Binning:
         skip: ids at the end of the text vocabulary that stay free (PaliGemma: its 128 <seg> pieces).
     """
 
-    codes: int = 256
-    limit: float = 1.0
+    codes: int = size(256, most=65_536, least=2)
+    limit: float = number(1.0, most=1e6, above=True)
     value: Literal["centre", "left"] = "centre"
-    skip: int = 128
+    skip: int = size(128, most=1_000_000, least=0)
 
 
 PRESETS = {"full": {}, "tiny": {}, "small": {}, "openpi": {"value": "left"}}

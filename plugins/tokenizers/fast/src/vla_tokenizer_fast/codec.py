@@ -81,10 +81,6 @@ class FastCodec:
     """The codec (`vla.codecs.ActionCodec`). `source` names a public processor's files; without it, `fit` first."""
 
     def __init__(self, settings: Fast):
-        if settings.codes < 2 or not settings.scale > 0:
-            raise SettingsError(
-                "fast needs codes >= 2 and scale > 0", field="tokenizer", got=f"{settings.codes}, {settings.scale}"
-            )
         self.settings = settings
         self.vocab_size = settings.codes
         self.scale = settings.scale

@@ -4,6 +4,8 @@ from typing import Literal
 
 from attrs import frozen
 
+from vla.settings import number, size
+
 
 @frozen
 class Fast:
@@ -21,10 +23,10 @@ class Fast:
     """
 
     source: str = ""
-    codes: int = 1024
-    scale: float = 10.0
+    codes: int = size(1024, most=16_384, least=2)
+    scale: float = number(10.0, most=1e6, above=True)
     overflow: Literal["clip", "error"] = "clip"
-    skip: int = 128
+    skip: int = size(128, most=1_000_000, least=0)
 
 
 PRESETS = {

@@ -31,23 +31,6 @@ class FsqCodec:
     """The codec (`vla.codecs.ActionCodec`)."""
 
     def __init__(self, settings: Fsq):
-        if settings.codes not in LEVELS:
-            raise SettingsError(
-                "fsq has no levels for this number of ids",
-                field="tokenizer.codes",
-                got=settings.codes,
-                expected=sorted(LEVELS),
-            )
-        if (
-            settings.embed_dim < HEAD_DIM
-            or settings.embed_dim % HEAD_DIM
-            or min(settings.num_tokens, settings.num_layers) < 1
-        ):
-            raise SettingsError(
-                "fsq needs an embed_dim that is a multiple of 64, and at least one token and one layer",
-                field="tokenizer",
-                got=f"{settings.embed_dim}, {settings.num_tokens}, {settings.num_layers}",
-            )
         self.settings = settings
         self.vocab_size = settings.codes
         self._levels = LEVELS[settings.codes]
@@ -77,10 +60,6 @@ class FsqCodec:
             return self
         if not len(chunks):
             raise DataError("no chunks to fit on", field="actions", got=chunks.shape, fix="give at least one chunk")
-        if s.steps < 1 or s.batch < 1 or not s.lr > 0:
-            raise SettingsError(
-                "the fit needs steps, batch and lr above zero", field="tokenizer", got=f"{s.steps}, {s.batch}, {s.lr}"
-            )
         try:
             from vla_tokenizer_fsq import torch_impl
         except ModuleNotFoundError as error:

@@ -9,6 +9,7 @@ from attrs import frozen
 
 from vla.errors import SettingsError
 from vla.reading import read_json
+from vla.settings import size
 
 BYTES = "bytes"
 TOKENIZER_FILE, SPECIAL_FILE = "tokenizer.json", "tokenizer_config.json"
@@ -31,16 +32,13 @@ class HuggingFace:
     """
 
     model: str = BYTES
-    vocab_size: int = 0
-    extra_ids: int = 0
+    vocab_size: int = size(0, most=1 << 24, least=0)
+    extra_ids: int = size(0, most=1 << 20, least=0)
     prompt: Literal[
         "pi0", "pi05", "chatml", "chatml_state", "gemma_chat", "gemma_chat_state", "llama3_chat", "llama3_chat_state"
     ] = "pi05"
 
     def __attrs_post_init__(self) -> None:
-        for name in ("vocab_size", "extra_ids"):
-            if not 0 <= getattr(self, name) <= 1 << 24:
-                raise SettingsError("no number of ids", field=name, got=getattr(self, name), expected="0 to 16777216")
         if not self.vocab_size:
             object.__setattr__(self, "vocab_size", _rows(self.model))
 

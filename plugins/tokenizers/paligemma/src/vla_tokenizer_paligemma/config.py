@@ -4,6 +4,8 @@ from typing import Literal
 
 from attrs import frozen
 
+from vla.settings import size
+
 EMBEDDED = "embedded"
 EMBEDDED_VOCAB = 4096
 
@@ -20,7 +22,7 @@ class Paligemma:
     """
 
     model: str = ""
-    vocab_size: int = 257152
+    vocab_size: int = size(257152, most=4_194_304)
     prompt: Literal["pi0", "pi05"] = "pi05"
 
 
