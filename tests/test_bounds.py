@@ -21,6 +21,11 @@ def numbers(of: type) -> bool:
     return of in (int, float) or any(numbers(t) for t in inner)
 
 
+# Numbers without bounds of their own, and what makes any of them harmless.
+ALLOWED = {
+    "dataset lerobot.episodes": "ranges of 18 digits at most, compared with the episodes that there are, never expanded",
+    "dataset lerobot.exclude": "as episodes",
+}
 RECORDS = {"spec": Spec} | {
     f"{kind} {item.name}": item.load().settings for kind in GROUPS for item in registry.listed(kind)
 }
@@ -28,7 +33,7 @@ FIELDS = [
     pytest.param(cls, field, id=f"{name}.{key}")
     for name, cls in RECORDS.items()
     for key, field in fields_of(cls).items()
-    if numbers(field.type) and not choices(field)
+    if numbers(field.type) and not choices(field) and f"{name}.{key}" not in ALLOWED
 ]
 
 
