@@ -18,6 +18,7 @@ Array = Any
 Options = TypeVar("Options")
 NORMS = ("quantile", "zscore")
 LONG_PROMPTS = ("error", "shorten")
+MOST_STEPS = 1000  # of denoising in one sample
 MOST_CAMERAS, MOST_PIXELS, MOST_DIMS = 64, 2048, 8192  # ceilings of the shapes, far above any robot
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import field, frozen, validators
+from attrs import frozen
 
 from vla.parts import NoSettings, Part
+from vla.settings import size
 
 
 @frozen
@@ -23,7 +24,7 @@ class VlaEvalSettings:
         params: "key=value" pairs that the benchmark is asked for (`observation_params`), e.g. "send_state=true".
     """
 
-    execute: int = field(default=0, validator=validators.ge(0))
+    execute: int = size(0, most=4096, least=0)
     cameras: tuple[str, ...] = ()
     state: str = "state"
     prompt: str = "task_description"

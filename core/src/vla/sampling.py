@@ -10,21 +10,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from attrs import evolve, field, frozen, validators
+from attrs import evolve, frozen
 
-from vla.contracts import DEFAULT_SAMPLING, Sampling
-from vla.settings import fields_of, structure, unknown_key
-
-MOST_STEPS = 10_000  # of one sample
-_steps = validators.and_(validators.ge(1), validators.le(MOST_STEPS))
+from vla.contracts import DEFAULT_SAMPLING, MOST_STEPS, Sampling
+from vla.settings import fields_of, number, size, structure, unknown_key
 
 
 @frozen
 class Common:
     """Options that heads share."""
 
-    num_steps: int | None = field(default=None, validator=validators.optional(_steps))  # of denoising
-    temperature: float = field(default=0.0, validator=validators.ge(0))  # of token sampling; 0 is greedy
+    num_steps: int | None = size(None, most=MOST_STEPS)  # of denoising
+    temperature: float = number(0.0, most=1e6)  # of token sampling; 0 is greedy
 
 
 def options(head: Any, values: Mapping[str, Any], base: Sampling = DEFAULT_SAMPLING) -> Sampling:

@@ -42,7 +42,7 @@ class Between:
         return f"above {self.low:,}, at most {self.high:,}" if self.above else f"{self.low:,} to {self.high:,}"
 
 
-def size(default: int | tuple[int, ...], *, most: int, least: int = 1) -> Any:
+def size(default: int | tuple[int, ...] | None, *, most: int, least: int = 1) -> Any:
     """A field of a settings record: a whole number (or a tuple of them) from `least` to `most`.
 
     Every size has a ceiling, because settings come with models from strangers: beyond it nothing real lies, and

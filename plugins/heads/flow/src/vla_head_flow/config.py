@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from attrs import field, frozen, validators
 
+from vla.contracts import MOST_STEPS
 from vla.errors import SettingsError
 from vla.layout import Layout
 from vla.parts import Expert, Need, has, is_true, multiple
 from vla.settings import number, size
-
-MOST_STEPS = 1000
 
 
 @frozen
