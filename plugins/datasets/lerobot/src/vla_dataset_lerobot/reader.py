@@ -206,13 +206,12 @@ class LeRobotDataset:
         texts: dict[int, Any] = dict(enumerate(frames.texts)) if frames.texts else meta.tasks
         values = frames.scalars[task]
         numbers = values if values.dtype.kind in "iu" else whole(values, f"{meta.root}: {task}")
-        for number in np.unique(numbers).tolist():
-            text = texts.get(number)
-            if isinstance(text, str) and text.strip():
-                continue
+        wrong = [n for n in np.unique(numbers).tolist() if not isinstance(texts.get(n), str) or not texts[n].strip()]
+        if wrong:
+            number, text = wrong[0], texts.get(wrong[0])
             at = int(np.argmax(numbers == number))
             file, row = frames.groups.place(meta.data_files, int(frames.rows[at]))
-            bad = np.unique(frames.episode[numbers == number])
+            bad = np.unique(frames.episode[np.isin(numbers, wrong)])
             what = (
                 "a frame has a task that meta/ does not list" if number not in texts
                 else "an instruction is missing" if text is None
