@@ -253,3 +253,48 @@ def test_what_is_no_list_is_given_once(base, data, tmp_path, capsys):
         assert say(*words, *given) == 2
         assert "given twice" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_what_follows_from_the_data_is_chosen_and_said_and_what_is_set_wins(base, data, tmp_path, capsys):
+    other = world.write(tmp_path / "other", episodes=2, frames=7, dims=(9, 11), cameras=("top", "wrist_right"))
+    parts = ["--head", "flow", "--tokenizer", "paligemma", "--preset", "tiny", "--set", "head.width=32"]
+    out = tmp_path / "variant"
+    assert say("build", *parts, "--for", other, "--set", "spec.action_dim=16", "--out", out) == 0
+    said = capsys.readouterr().err
+    assert "spec.state_dim = 9   (the data's states have 9 values)" in said and "spec.action_dim" not in said
+    assert 'robot.cameras = ["base_0_rgb=top", "right_wrist_0_rgb=wrist_right"]' in said
+    assert "spec.action_horizon = 7   (half of the episodes" in said and "spec.max_token_len" in said
+    spec = vla.read_variant(out).spec
+    assert (spec.state_dim, spec.action_dim, spec.action_horizon) == (9, 16, 7)
+    assert spec.cameras == ("base_0_rgb", "right_wrist_0_rgb") and spec.max_token_len % 16 == 0
+    assert (
+        say("train", "--data", other, *parts, *QUICK, "--out", tmp_path / "run", "--set", "spec.action_horizon=4") == 0
+    )
+    made = open_model(tmp_path / "run").variant.spec
+    assert (made.action_dim, made.action_horizon) == (11, 4) and made.max_token_len >= spec.max_token_len
+    # A model keeps every shape that can hold the data; what cannot stay is made anew.
+    assert say("train", base, "--data", other, "--fit-data", *QUICK, "--out", tmp_path / "tuned", "--allow-change") == 0
+    said = capsys.readouterr().err
+    assert "--reinit head.action_in_proj.weight,head.action_out_proj" in said and "action_horizon" not in said
+    tuned = open_model(tmp_path / "tuned")
+    assert tuned.variant.spec.action_dim == 11 and tuned.variant.spec.state_dim == 9
+    assert tuned.variant.robot.settings.cameras == ("base_0_rgb=top", "left_wrist_0_rgb=wrist_right")
+    assert len(tuned.record["weights"]["reinit"]) == 3
+    assert say("build", "--base", base, "--init", base, "--for", other, "--out", tmp_path / "model") == 0
+    assert open_model(tmp_path / "model").record["weights"]["reinit"] == tuned.record["weights"]["reinit"]
+
+
+def test_cameras_find_their_places_by_name():
+    from vla.training.for_data import camera_pairs
+
+    mine = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+    for theirs, pairs in (
+        (["ego_view"], "base_0_rgb=ego_view"),
+        (["wrist", "front"], "base_0_rgb=front left_wrist_0_rgb=wrist"),
+        (["cam_right_wrist", "cam_high", "cam_left_wrist"],
+         "base_0_rgb=cam_high left_wrist_0_rgb=cam_left_wrist right_wrist_0_rgb=cam_right_wrist"),
+        (["left", "right"], "base_0_rgb=left left_wrist_0_rgb=right"),
+        (["right_wrist_0_rgb", "top"], "base_0_rgb=top right_wrist_0_rgb=right_wrist_0_rgb"),
+        (["a", "b", "c", "d"], "base_0_rgb=a left_wrist_0_rgb=b right_wrist_0_rgb=c"),
+    ):  # fmt: skip
+        assert " ".join(f"{k}={v}" for k, v in camera_pairs(theirs, mine).items()) == pairs

@@ -106,11 +106,9 @@ def refit(
     for name, row in want.items():
         if any(_covers(pattern, name) for pattern in reinit):
             (anew if name in have else missing).append(name)
-        elif name not in have:
-            wrong.append(name)
-        elif _same(have[name], row):
+        elif name in have and _same(have[name], row):
             kept.append(name)
-        elif _only_the_grid(have[name], row):
+        elif name in have and _only_the_grid(have[name], row):
             resampled.append(name)
         else:
             wrong.append(name)
@@ -133,6 +131,13 @@ def refit(
         untrained={*(n for n in origin.untrained if n in want), *anew, *missing},
     )
     return {name: out[name] for name in want}, origin
+
+
+def stems_between(old: Any, new: Any) -> list[str]:
+    """Beginnings of the names of all weights that a change of variant makes anew or leaves out."""
+    have, want = _rows(old), _rows(new)
+    fits = {n for n, row in want.items() if n in have and (_same(have[n], row) or _only_the_grid(have[n], row))}
+    return _stems({*have, *want} - fits, {*have, *want})
 
 
 def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:

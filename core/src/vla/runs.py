@@ -79,7 +79,7 @@ def checkpoint_variant(folder: Path) -> Any:
     return variant_from_toml(checkpoint_state(folder)["variant"], str(folder / _STATE))
 
 
-def open_checkpoint(folder: Path, *, verify: bool = True) -> ModelDir:
+def open_checkpoint(folder: Path, *, verify: bool = True, tokenizer: bool = True) -> ModelDir:
     """A checkpoint as a model directory: the averaged weights where there are some, adapters merged in.
 
     Raises:
@@ -95,7 +95,7 @@ def open_checkpoint(folder: Path, *, verify: bool = True) -> ModelDir:
     digest = verify_folder(folder, CONTENT) if verify else ""
     variant, state = checkpoint_variant(folder), dict(checkpoint_state(folder))
     stats = load_stats(folder / STATS) if (folder / STATS).is_file() else None
-    tokenizer = open_tokenizer(variant.parts["tokenizer"], variant.spec, folder / ASSETS)
+    opened = open_tokenizer(variant.parts["tokenizer"], variant.spec, folder / ASSETS) if tokenizer else None
     apart = ("variant", "loop")
     record = {"steps": state.pop("step"), **{key: value for key, value in state.items() if key not in apart}}
 
@@ -108,7 +108,7 @@ def open_checkpoint(folder: Path, *, verify: bool = True) -> ModelDir:
         weights = {name: array for file in files for name, array in read_weights(file).items()}
         return merged(weights, adapters_of(variant, config_from(state["config"])))
 
-    return ModelDir(folder, variant, folder / FILES["params"], stats, tokenizer, record, digest, read)
+    return ModelDir(folder, variant, folder / FILES["params"], stats, opened, record, digest, read)
 
 
 def checkpoint_state(folder: Path) -> dict[str, Any]:

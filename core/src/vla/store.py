@@ -110,10 +110,11 @@ def write_model(
         (folder / RECORD).write_text(json.dumps(dict(record), indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def open_model(folder: str | Path, *, verify: bool = True) -> ModelDir:
+def open_model(folder: str | Path, *, verify: bool = True, tokenizer: bool = True) -> ModelDir:
     """Open a model directory: check its files, resolve its parts, read statistics and tokenizer. No weight is read.
 
-    The folder of a training run stands for its model, `RUN@STEP` for one of its checkpoints (`vla.runs`).
+    The folder of a training run stands for its model, `RUN@STEP` for one of its checkpoints (`vla.runs`). With
+    `tokenizer=False` it is left unopened (None), for who takes another.
 
     Raises:
         StoreError: it is not a model directory, a file is missing or damaged.
@@ -123,7 +124,7 @@ def open_model(folder: str | Path, *, verify: bool = True) -> ModelDir:
 
     folder = find_model(folder)
     if is_checkpoint(folder):
-        return open_checkpoint(folder, verify=verify)
+        return open_checkpoint(folder, verify=verify, tokenizer=tokenizer)
     if not folder.is_dir():
         raise StoreError("no such model directory", field=str(folder), fix="train one (vla train) or run vla demo")
     if not (folder / VARIANT).is_file():
@@ -150,10 +151,11 @@ def open_model(folder: str | Path, *, verify: bool = True) -> ModelDir:
         from vla.transforms.stats import load_stats
 
         stats = load_stats(folder / STATS)
-    assets = folder / ASSETS
-    tokenizer = open_tokenizer(variant.parts["tokenizer"], variant.spec, assets if assets.is_dir() else None)
+    opened, assets = None, folder / ASSETS
+    if tokenizer:
+        opened = open_tokenizer(variant.parts["tokenizer"], variant.spec, assets if assets.is_dir() else None)
     record = read_json(folder / RECORD, "the record of a model is damaged") if (folder / RECORD).is_file() else {}
-    return ModelDir(folder, variant, folder / WEIGHTS, stats, tokenizer, record, digest)
+    return ModelDir(folder, variant, folder / WEIGHTS, stats, opened, record, digest)
 
 
 # ---- weights --------------------------------------------------------------------------------------------------------
@@ -188,20 +190,16 @@ def check_finite(weights: Mapping[str, np.ndarray], source: str | Path) -> None:
     Raises:
         NotFiniteError: naming the first array with NaN or infinite values, and how many have some.
     """
-    if bad := not_finite(weights):
+    import numpy as np
+
+    bad = [name for name, array in weights.items() if array.dtype.kind not in "iub" and not np.isfinite(array).all()]
+    if bad:
         raise NotFiniteError(
             "weights are not finite",
             field=f"{source}: {bad[0]}",
             got=f"NaN or infinite values in {len(bad)} of {len(weights)} arrays",
             fix="take an earlier checkpoint (vla train ... --resume-step N), or train with a lower --lr",
         )
-
-
-def not_finite(weights: Mapping[str, np.ndarray]) -> list[str]:
-    """The arrays that have NaN or infinite values."""
-    import numpy as np
-
-    return [name for name, array in weights.items() if array.dtype.kind not in "iub" and not np.isfinite(array).all()]
 
 
 def read_header(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -15,6 +15,7 @@ def build(
     robot: str = "",
     type: str = "",
     base: str = "",
+    for_: tuple[str, ...] = (),
     preset: str = "",
     set: tuple[str, ...] = (),
     name: str = "",
@@ -33,6 +34,8 @@ def build(
         robot: the adapter between a robot's data and the model, e.g. plain, droid.
         type: start from a model type: pi0, pi05, pi0_fast, pi05_ki.
         base: start from a variant file or a model directory instead.
+        for_: a dataset to build for, or several: widths, cameras, rate and robot are read from it, and shapes, which
+            camera is which, and the lengths of chunks and prompts follow. What --set says wins.
         preset: sizes for every part that has a preset of this name, and for the spec: tiny, small.
         set: path=value, any setting or inner part, e.g. head.tokens=ar or spec.action_dim=7; may be repeated.
         name: the name in the file.
@@ -46,10 +49,13 @@ def build(
     """
     from vla import compose, registry
 
+    of_variant = [text for text in set if not (for_ and text.startswith("data."))]
     variant = compose.build(
         head=head or None, tokenizer=tokenizer or None, backbone=backbone or None, robot=robot or None,
-        type=type or None, base=base or None, preset=preset or None, set=set, name=name or None,
+        type=type or None, base=base or None, preset=preset or None, set=of_variant, name=name or None,
     )  # fmt: skip
+    if for_:
+        variant, reinit = _for_data(variant, for_, set, robot, init, reinit)
     if registry.listed(registry.HOOKS):
         from vla import hooks
         from vla.errors import PartError
@@ -67,6 +73,27 @@ def build(
     elif out:
         console.note(f"wrote {write_variant(Path(out), text)}")
     return 0
+
+
+def _for_data(
+    variant: Any, data: tuple[str, ...], sets: tuple[str, ...], robot: str, init: str, reinit: tuple[str, ...]
+) -> tuple[Any, tuple[str, ...]]:
+    """The variant with what the data says, and the weights of `init` that this makes anew; all of it is said."""
+    from vla.datasets import mixture_table, open_dataset
+    from vla.refit import names_of
+    from vla.runs import find_model
+    from vla.settings import split_sets
+    from vla.training.for_data import fitted, room_for
+    from vla.training.start import is_trained
+
+    of_variant, of_data = split_sets(sets, "data")
+    dataset = open_dataset(mixture_table(data, of_data))
+    given = [*of_variant, *(["robot"] if robot else [])]
+    trained = bool(init) and is_trained(find_model(init))
+    out, anew = fitted(variant, dataset, given, names_of(reinit), trained, console.note)
+    if "spec.max_token_len" not in given:
+        out = room_for(out, dataset, console.note)
+    return out, anew
 
 
 def write_started(out: str, variant: Any, init: str, reinit: tuple[str, ...], seed: int, overwrite: bool) -> None:

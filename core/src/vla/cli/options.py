@@ -110,7 +110,7 @@ def options_of(function: Callable[..., Any], defaults: Mapping[str, Any]) -> lis
         function: annotated; described under `Args:` in its docstring, records under `Attributes:` in theirs.
         defaults: parameter -> another default than the signature's.
     """
-    described = descriptions(function)
+    described = descriptions(function)  # a word of the language gets an underscore behind it: `for_`
     types_of = typing.get_type_hints(function)
     out: list[Option] = []
     for name, parameter in inspect.signature(function).parameters.items():
@@ -142,7 +142,7 @@ def _option(path: tuple[str, ...], words: tuple[str, ...], wanted: Any, default:
     many = typing.get_origin(wanted) in (tuple, list)
     if many:
         wanted = typing.get_args(wanted)[0]
-    name = ".".join(words).replace("_", "-")
+    name = ".".join(words).rstrip("_").replace("_", "-")
     return Option(path, name, wanted, default, many=many, optional=optional, **more)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from attrs import evolve
 
 from vla.cli import console
 from vla.errors import SettingsError
@@ -19,10 +19,15 @@ def train(
     /,
     data: tuple[str, ...] = (),
     out: Path = Path(OUT),
+    head: str = "",
+    tokenizer: str = "",
+    backbone: str = "",
+    robot: str = "",
     type: str = "",
     preset: str = "",
     set: tuple[str, ...] = (),
     recipe: str = "",
+    fit_data: bool = False,
     reinit: tuple[str, ...] = (),
     stats: str = "",
     resume: bool = False,
@@ -39,16 +44,24 @@ def train(
     is stored in its folder before the first step: `vla train --out RUN --resume` needs nothing else.
 
     Args:
-        model: a variant file, the folder of one, or a model directory or run to fine-tune. Or give --type or --recipe.
+        model: a variant file, the folder of one, or a model directory or run to fine-tune. Or give parts (--head ki),
+            --type or --recipe.
         data: a dataset folder in LeRobot's format, a hub name in the local cache, or PART:PATH. Repeated it is a
             mixture, in which every frame counts alike, or with weights: --data A:0.7 --data B:0.3.
         out: the run directory: run.json, checkpoints/, metrics.jsonl and, at the end, model/.
+        head: train a variant of this head, e.g. ki, flow, ar, made for the data as with --fit-data.
+        tokenizer: its prompt format and action codec, e.g. fast, binning, paligemma.
+        backbone: its vision-language model, e.g. paligemma.
+        robot: its adapter between the robot's data and the model, e.g. plain, droid.
         type: train a model type: pi0, pi05, pi0_fast, pi05_ki.
         preset: sizes for every part that has a preset of this name, and for the spec: tiny, small.
         set: path=value, any setting of the variant, e.g. spec.action_dim=7, or of the data, e.g.
             data.cameras='["base_0_rgb=top"]' (of a mixture: data.1.stride=2 for the second); may be repeated.
         recipe: a known configuration by name, or a recipe file; options given here win over it. On a MODEL it sets
             robot, shapes, settings and training, and no part.
+        fit_data: read widths, cameras, rate and robot from the data, and set what follows from them: shapes, which
+            camera is which, the length of prompts and, without weights, of chunks. What --set says wins. A MODEL keeps
+            every shape that can hold the data; what cannot stay is added to --reinit.
         reinit: weights of MODEL to make anew, by names or beginnings of names, e.g.
             head.action_in_proj,head.action_out_proj; may be repeated.
         stats: normalisation statistics: data (the default: computed from it), base (those of MODEL), or a
@@ -61,7 +74,9 @@ def train(
         config: the run.
     """
     from vla.datasets import mixture_table
+    from vla.refit import names_of
     from vla.settings import split_sets
+    from vla.training.asked import Asked
     from vla.training.loop import train as run
     from vla.training.saved_run import read_run
 
@@ -69,7 +84,8 @@ def train(
     saved = read_run(out) if resume or resume_step is not None else None
     typed = {
         "model": model, "--type": type, "--preset": preset, "--set": set, "--recipe": recipe, "--reinit": reinit,
-        "--stats": stats,
+        "--stats": stats, "--head": head, "--tokenizer": tokenizer, "--backbone": backbone, "--robot": robot,
+        "--fit-data": fit_data,
     }  # fmt: skip
     if saved is not None:
         saved.check_typed({name: value for name, value in typed.items() if name != "--stats"})
@@ -78,7 +94,12 @@ def train(
         if not data:
             fix = "--data FOLDER, or --data tabletop; demonstrations of your own: vla record --help"
             raise SettingsError("no data is named", field="--data", fix=fix)
-        start, source = _start(model, type, preset, of_variant, recipe, reinit), mixture_table(data, of_data)
+        source = mixture_table(data, of_data)
+        parts = {"head": head, "tokenizer": tokenizer, "backbone": backbone, "robot": robot}
+        asked = Asked(model, parts, type, preset, of_variant, recipe, names_of(reinit), fit_data)
+        start, fit = asked.start(source, console.note)
+        if fit and "spec.max_token_len" not in of_variant:
+            config = evolve(config, fit_lengths=True)
     result = run(
         start, source, out=out, config=config, stats=stats or None, resume=resume, resume_step=resume_step,
         overwrite=overwrite, allow_change=allow_change, yes_random=yes_random,
@@ -112,51 +133,6 @@ def main(argv: list[str]) -> int:
 
         console.note(f"go on with: vla train --out {shlex.quote(out)} --resume")
     return status
-
-
-def _start(model: str, type: str, preset: str, set: Mapping[str, Any], recipe: str, reinit: tuple[str, ...]) -> Any:
-    """What training starts from: a path, a variant composed here, or a model with changed settings."""
-    from vla.compose import build
-    from vla.refit import names_of
-
-    if (not model and not type and not recipe) or (type and (model or recipe)):
-        got = (
-            ", ".join(filter(None, [model, type and f"--type {type}", recipe and f"--recipe {recipe}"]))
-            or "none of them"
-        )
-        fix = "vla train --type pi05_ki --preset tiny --data DATA"
-        raise SettingsError("name one thing to train: a variant, --type or --recipe", field="model", got=got, fix=fix)
-    if model:
-        return _changed(model, preset, set, recipe, names_of(reinit))
-    if reinit:
-        fix = "leave out --reinit, or name a model to fine-tune"
-        raise SettingsError("without a model all weights are new", field="--reinit", got=",".join(reinit), fix=fix)
-    if recipe:
-        from vla.training.recipes import read_recipe
-
-        return read_recipe(recipe).build(preset=preset or None, set=set)
-    return build(type=type, preset=preset or None, set=set)
-
-
-def _changed(model: str, preset: str, set: Mapping[str, Any], recipe: str, reinit: tuple[str, ...]) -> Any:
-    """A variant or a model, with a recipe and settings on top of its own."""
-    if not (preset or set or recipe or reinit):
-        return model
-    from vla.compose import build, read_variant
-    from vla.runs import find_model
-    from vla.training.recipes import read_recipe
-    from vla.training.start import Changed, is_trained
-
-    base = read_variant(model)
-    if recipe:
-        variant = read_recipe(recipe).on(base, preset=preset or None, set=set)
-    else:
-        variant = build(base=base, preset=preset or None, set=set)
-    if is_trained(find_model(model)):
-        return Changed(model, variant, reinit)
-    if reinit:
-        raise SettingsError("this variant has no weights: all are new", field="--reinit", got=",".join(reinit))
-    return variant
 
 
 def _stored_config(argv: list[str], out: str) -> TrainConfig | None:

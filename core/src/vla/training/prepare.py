@@ -16,8 +16,9 @@ from attrs import asdict, field, frozen
 from vla.compose import Variant, build
 from vla.datasets import ways_out
 from vla.embodiment import Embodiment, check_same, differences
-from vla.errors import DataError, SettingsError
+from vla.errors import DataError, PartError, SettingsError
 from vla.fitting import MisfitError
+from vla.refit import stems_between
 from vla.registry import listed
 from vla.runs import checkpoint_state
 from vla.store import ASSETS, STATS, check_finite
@@ -98,7 +99,7 @@ def prepare(
     check_finite(start.weights or {}, start.origin.base)
     dataset = open_data(data, start.variant)
     variant = for_robot_of(start.variant, dataset, note)
-    check_fit(variant, dataset)
+    check_fit(variant, dataset, start.was)
     if checkpoint is None:
         check_same_robot(start.record, dataset, allow_change, note)
     train_episodes, val_episodes = split_episodes(config.seed, len(dataset.episodes), _held_out(config, dataset))
@@ -118,10 +119,11 @@ def prepare(
         stats, source = choose(stats, own, variant, dataset, note)
         weights, made_of = start.weights, {"weights": origin.to_table(), "statistics": source}
         tokenizer = start.tokenizer or open_tokenizer(variant.parts["tokenizer"], variant.spec, None)
+        check_vocabulary(variant, tokenizer, start.was)
         tokenizer = with_codec_for(tokenizer, variant, len(stats["actions"].mean), note)
     train_index = _frames(dataset, train_episodes)
     if tokenizer.codec is not None and not is_fitted(tokenizer):
-        tokenizer = _fitted(variant, dataset, stats, tokenizer, train_index, config, note)
+        tokenizer = fit_tokenizer(variant, dataset, stats, tokenizer, train_index, config, note)
     group = build_group(variant, stats=stats, tokenizer=tokenizer)
     variant = with_room(variant, dataset, group, tokenizer, config, note if checkpoint is None else _silent)
     cameras = _probe(variant, group, _first_good(dataset, variant, train_index, config))
@@ -189,8 +191,10 @@ def for_robot_of(variant: Variant, dataset: Any, note: Callable[[str], None] = p
     return adapted
 
 
-def check_fit(variant: Variant, dataset: Any) -> None:
+def check_fit(variant: Variant, dataset: Any, was: Variant | None = None) -> None:
     """Refuse data that the variant's robot adapter cannot read, as far as the dataset's own description tells.
+
+    `was`: the variant of the weights that there are.
 
     Raises:
         DataError: no frames, another robot, too wide states or actions.
@@ -218,8 +222,34 @@ def check_fit(variant: Variant, dataset: Any) -> None:
             f"the data is wider than the model: {', '.join(wide)}",
             field=", ".join(f"spec.{key}" for key in wide),
             got=", ".join(f"{key}: data {width}, model {getattr(spec, key)}" for key, width in wide.items()),
-            fix="build the variant with " + " ".join(f"--set spec.{key}={width}" for key, width in wide.items()),
+            fix="--fit-data, or "
+            + _way_out(variant, {f"spec.{key}": width for key, width in wide.items()}, was),
         )
+
+
+def check_vocabulary(variant: Variant, tokenizer: Any, was: Variant | None = None) -> None:
+    """Refuse a tokenizer with more pieces than the model has.
+
+    Raises:
+        SettingsError: it has.
+    """
+    have = variant.parts["backbone"].offers.get("vocab_size")
+    if have and tokenizer.vocab_size > have:
+        sets = {"backbone.llm.vocab_size": tokenizer.vocab_size}
+        raise SettingsError(
+            "the tokenizer has more pieces than the model's vocabulary", field="backbone.llm.vocab_size", got=have,
+            expected=f">= {tokenizer.vocab_size}", fix=_way_out(variant, sets, was) + "; or a smaller tokenizer",
+        )  # fmt: skip
+
+
+def _way_out(variant: Variant, sets: Mapping[str, Any], was: Variant | None) -> str:
+    """Options of `vla train` that make these settings, weights included."""
+    words = " ".join(f"--set {path}={value}" for path, value in sets.items())
+    try:
+        stems = stems_between(was, build(base=variant, set=sets)) if was else []
+    except (PartError, SettingsError):  # this variant has no such setting
+        stems = []
+    return f"{words} --reinit {','.join(stems)}" if stems else words
 
 
 def check_same_robot(
@@ -346,7 +376,7 @@ def _frames(dataset: Any, episodes: np.ndarray) -> np.ndarray:
     return np.concatenate([np.arange(r.start, r.stop) for r in runs]) if runs else np.zeros(0, np.int64)
 
 
-def _fitted(
+def fit_tokenizer(
     variant: Variant,
     dataset: Any,
     stats: Any,
@@ -355,6 +385,7 @@ def _fitted(
     config: TrainConfig,
     note: Callable[[str], None],
 ) -> Any:
+    """The action tokenizer, fitted on chunks of these frames."""
     chosen = np.sort(generator(config.seed, "sample").permutation(index)[:FIT_CHUNKS])
     name = variant.parts["tokenizer"].part.name
     note(f"the {name} tokenizer is not fitted yet: fitted on {len(chosen)} chunks of the training data")

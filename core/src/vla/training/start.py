@@ -43,6 +43,7 @@ class Start:
     stats: Any = None
     tokenizer: Any = None
     origin: Origin = field(factory=Origin)
+    was: Variant | None = None  # the variant that the weights were trained as
     record: Mapping[str, Any] = field(factory=dict)  # of the model
 
 
@@ -59,13 +60,13 @@ def open_start(model: Any, seed: int = 0) -> Start:
         SettingsError: weights that a change would need are not to be made anew.
     """
     if isinstance(model, Changed):
-        opened = open_model(model.base)
+        opened = open_model(model.base, tokenizer=False)
         return _changed(opened, model.variant, model.reinit, seed)
     if isinstance(model, Variant):
         return _fresh(model, seed)
     path = find_model(model)
     if is_trained(path):
-        opened = open_model(path)
+        opened = open_model(path, tokenizer=False)
         return _changed(opened, opened.variant, (), seed)
     if path.is_dir() and (path / VARIANT_FILE).is_file():
         return _fresh(read_variant(path / VARIANT_FILE), seed)
@@ -95,7 +96,7 @@ def start_from(variant: Variant, init: str, reinit: tuple[str, ...] = (), seed: 
         weights, found = starting_weights(variant, init, seed)
         origin = Origin(init, "", seed, len(found.weights), new=found.new, unused=found.unused, untrained=found.new)
         return Start(variant, weights, origin=origin)
-    opened = open_model(init)
+    opened = open_model(init, tokenizer=False)
     start = _changed(opened, variant, reinit, seed)
     same = opened.variant.parts["robot"].table() == variant.parts["robot"].table()
     record = {key: opened.record[key] for key in ("embodiment",) if key in opened.record}
@@ -138,16 +139,16 @@ def check_untrained(origin: Origin, config: TrainConfig, variant: Variant, allow
 
 
 def tokenizer_of(base: ModelDir, variant: Variant) -> Any:
-    """The base's tokenizer under the settings of the variant; None: it is of another kind, and a new one is made."""
+    """The base's tokenizer under the settings of the variant; None: it has none, or one of another kind."""
+    assets = base.folder / ASSETS
+    if not assets.is_dir():
+        return None
     old, new = base.variant.parts["tokenizer"], variant.parts["tokenizer"]
-    if variant.spec == base.variant.spec and old.table() == new.table():
-        return base.tokenizer
     same = [p.part.name for _, p in old.walk("")] == [p.part.name for _, p in new.walk("")]
     text = (old.inner.get("text", old).table(), new.inner.get("text", new).table())
     if not same or any({**t, "prompt": ""} != {**text[0], "prompt": ""} for t in text):
         return None
-    assets = base.folder / ASSETS
-    return open_tokenizer(new, variant.spec, assets if assets.is_dir() else None)
+    return open_tokenizer(new, variant.spec, assets)
 
 
 def with_codec_for(tokenizer: Any, variant: Variant, dims: int, note: Callable[[str], None]) -> Any:
@@ -174,9 +175,10 @@ def _changed(opened: ModelDir, variant: Variant, reinit: tuple[str, ...], seed: 
 
     weights = opened.read()
     untrained = untrained_names(opened.record, weights)
-    origin = Origin(str(opened.folder), opened.digest, seed, len(weights), untrained=untrained)
+    origin = Origin(str(opened.folder.absolute()), opened.digest, seed, len(weights), untrained=untrained)
     if variant is opened.variant and not reinit:
         origin = evolve(origin, seed=None)
     else:
         weights, origin = refit(opened.variant, variant, weights, lambda: fresh_weights(variant, seed), origin, reinit)
-    return Start(variant, weights, opened.stats, tokenizer_of(opened, variant), origin, opened.record)
+    tokenizer = tokenizer_of(opened, variant)
+    return Start(variant, weights, opened.stats, tokenizer, origin, opened.variant, opened.record)

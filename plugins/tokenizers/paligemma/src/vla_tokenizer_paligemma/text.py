@@ -101,7 +101,8 @@ def find_model(settings: Paligemma, folder: Path | None) -> tuple[bytes, str]:
         field="tokenizer model",
         fix=(
             f"accept Gemma's terms and run `hf download {HUB_REPOSITORIES[0]} tokenizer.model`; "
-            f"or set {VARIABLE} to a copy; or build with --preset tiny, which uses the embedded small model"
+            f"or set {VARIABLE} to a copy; or take the embedded small model: --set tokenizer.preset=tiny "
+            "(under an action tokenizer: --set tokenizer.text.preset=tiny)"
         ),
     )
 
