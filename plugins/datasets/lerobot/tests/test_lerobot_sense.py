@@ -514,5 +514,64 @@ def test_errors_are_of_one_kind(tmp_path):
             shutil.rmtree(root)
 
 
+WIDER = pa.array([[1.0, 2.0, 3.0, 4.0]] * 6, pa.list_(pa.float32()))
+SWITCHED = {
+    "a file of another width": ({"change": lambda t, e: put(t, "action", WIDER) if e == 1 else t}, {}, r"not as wide(.|\n)*4 numbers(.|\n)*exclude='1'"),
+    "an image column in one file only": ({"video": False, "change": lambda t, e: t.drop_columns([CAMERA]) if e == 1 else t}, {}, r"lacks a column(.|\n)*000001.parquet: observation.images.top"),
+    "times as dates": ({"change": _as("timestamp", pa.timestamp("ms"), lambda v: int(v * 1000))}, {}, r"does not hold numbers(.|\n)*timestamp"),
+    "numbers as words": ({"change": _as("episode_index", pa.string(), str)}, {}, r"does not hold numbers(.|\n)*episode_index"),
+    "words in one file, numbers in another": ({"change": lambda t, e: put(t, "words", [e] * len(t) if e else ["go"] * len(t))}, {"prompt_key": "words"}, r"texts in one file and numbers"),
+    "several texts a frame": ({"change": lambda t, e: put(t, "words", [["go", "on"]] * len(t))}, {"prompt_key": "words"}, r"list of several(.|\n)*row 0 \(episode 0\)(.|\n)*data.prompt="),
+    "no text in a frame": ({"change": lambda t, e: put(t, "words", [[]] * 3 + [["go"]] * (len(t) - 3))}, {"prompt_key": "words"}, r"list of several, or of none"),
+    "an index as instruction": ({}, {"prompt_key": "episode_index"}, r"holds no instructions"),
+    "the state as instruction": ({}, {"prompt_key": "observation.state"}, r"holds no instructions"),
+    "an index as state": ({}, {"state_key": "timestamp"}, r"no such column(.|\n)*timestamp"),
+    "two cameras of one name": ({}, {"cameras": ["a=top", "a=top"]}, r"two cameras would have one name"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", SWITCHED)
+def test_columns_that_hold_something_else(tmp_path, how):
+    kinds, chosen, message = SWITCHED[how]
+    root = make(tmp_path / "set", V21, **kinds)
+    with pytest.raises(DataError, match=message):
+        open_dataset(root, chosen)
+
+
+def test_lists_of_one_text_and_a_file_of_no_rows(tmp_path):
+    root = make(tmp_path / "set", change=lambda t, e: put(t, "words", [[f"do {e}"]] * len(t)))
+    assert open_dataset(root, {"prompt_key": "words"}).info.tasks == ("do 0", "do 1", "do 2")
+    root = make(tmp_path / "empty", file_of={0: 0, 1: 1, 2: 1})
+    file = root / "data/chunk-000/file-000.parquet"
+    rows = pq.read_table(file)
+    pq.write_table(rows.slice(0, 0), file)
+    with pytest.raises(DataError, match=r"another number of frames(.|\n)*got:      0 frames(.|\n)*exclude='0'"):
+        open_dataset(root)
+    assert agrees(open_dataset(root, {"exclude": 0}))
+    with pytest.raises(DataError, match="no frame of these episodes"):
+        open_dataset(root, {"episodes": 0})
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    name=st.sampled_from(["action", CAMERA, "timestamp"]),
+    key=st.sampled_from(["dtype", "shape", "names", "info", "video_info"]),
+    value=st.sampled_from([None, [], {}, "x", -1, 0, True, 1.5, ["a"], [0], [3, -1, 3], [[3]], {"motors": 5}, [None], 10**30]),
+)  # fmt: skip
+def test_features_of_any_form_are_read_or_refused(tmp_path_factory, name, key, value):
+    root = tmp_path_factory.getbasetemp() / "features"
+    if not root.exists():
+        make(root, V21, (3, 3))
+        (root / "meta/info.bak").write_text((root / "meta/info.json").read_text())
+    (root / "meta/info.json").write_text((root / "meta/info.bak").read_text())
+    edit_info(root, lambda info: info["features"][name].update({key: value}))
+    try:
+        data = open_dataset(root)
+    except DataError as error:
+        assert error.field and error.fix
+        return
+    assert agrees(data) and len(data.info.action_names) in (0, 3)
+
+
 def test_a_picture_is_known_by_its_code():
     assert code(picture(3, 7)) == (3, 7)

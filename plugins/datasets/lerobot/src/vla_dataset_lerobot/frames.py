@@ -69,19 +69,24 @@ def is_numeric(kind: pa.DataType) -> bool:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds one text a row."""
+    """Whether a column of this type holds texts (or lists of them)."""
+    while _is_list(kind):
+        kind = kind.value_type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def read_frames(meta: Meta, vectors: Sequence[str], scalars: Sequence[str], text: str = "") -> Frames:
+def read_frames(
+    meta: Meta, vectors: Sequence[str], scalars: Sequence[str], text: str = "", images: Sequence[str] = ()
+) -> Frames:
     """The named columns of the chosen episodes, without touching the others.
 
     Args:
         vectors: columns of lists of numbers (or of one number).
         scalars: columns of one number; those that no file has are left out of the result.
         text: one of `scalars` that may hold texts: these are numbered as they come.
+        images: columns that must be there and are not read.
 
     Raises:
         DataError: a column is missing, or ragged, or not of numbers; or a row belongs to no episode of the dataset.
@@ -90,18 +95,18 @@ def read_frames(meta: Meta, vectors: Sequence[str], scalars: Sequence[str], text
     parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
     rows: list[np.ndarray] = []
     texts: dict[str | None, int] = {}
-    lacking: dict[str, Path] = {}
+    lacking: dict[str, str] = {}  # column -> the file without it, and its first episode
+    spelled: set[bool] = set()  # whether the instructions are texts
     starts, files, numbers = [0], [], []
     for at, file in enumerate(meta.data_files):
         first = starts[-1]
         with open_parquet(file) as parquet:
             have = parquet.schema_arrow.names
-            if missing := [name for name in vectors if name not in have]:
-                raise DataError("the dataset has no such column", field=f"{file}: {missing[0]}", expected=have,
-                                fix="set state_key or action_key")  # fmt: skip
+            if missing := [name for name in (*vectors, *images) if name not in have]:
+                raise DataError("a file of the dataset lacks a column", field=f"{file}: {missing[0]}", expected=have,
+                                fix="copy the file again, or choose other columns or cameras")  # fmt: skip
             if double := [name for name in wanted if have.count(name) > 1]:
                 raise DataError("a column is in the file twice", field=f"{file}: {double[0]}", fix="write it once")
-            lacking |= {name: file for name in wanted if name not in have}
             try:
                 table = parquet.read([name for name in wanted if name in have])
             except (OSError, pa.ArrowException) as error:
@@ -111,23 +116,43 @@ def read_frames(meta: Meta, vectors: Sequence[str], scalars: Sequence[str], text
                 files.append(at)
                 numbers.append(g)
         table, mine, kept = _chosen(meta, table, file, at)
+        if not len(kept):
+            continue
+        lacking |= {name: f"{file}: {name} (episode {mine[0]})" for name in wanted if name not in have}
         parts["episode_index"].append(mine)
         rows.append(first + kept)
         for name in table.column_names:
             where = f"{file}: {name}"
             if name in vectors:
                 parts[name].append(_vectors(table[name], where))
+                if parts[name][0].shape[1] != parts[name][-1].shape[1]:
+                    raise DataError(
+                        "a column is not as wide in one file as in another", field=where,
+                        got=f"{parts[name][-1].shape[1]} numbers", expected=f"{parts[name][0].shape[1]}, as before",
+                        fix=advice("record these episodes again", leave_out(np.unique(mine), len(meta.numbers))),
+                    )  # fmt: skip
             elif name == text and is_text(table.schema.field(name).type):
-                parts[name].append(_numbered(table[name], texts))
+                spelled.add(True)
+                parts[name].append(_numbered(table[name], where, mine, texts))
             elif name != "episode_index":
+                if name == text:
+                    spelled.add(False)
                 parts[name].append(_scalars(table[name], where))
-    for name, file in lacking.items():
+            if len(spelled) > 1:
+                raise DataError(
+                    "a column holds texts in one file and numbers in another", field=where, got=str(table[name].type),
+                    expected="texts in all files, or numbers of tasks", fix=advice("repair it", *_task_advice(True)),
+                )  # fmt: skip
+    if not rows:
+        raise DataError(
+            "data/ has no frame of these episodes", field=str(meta.root), got=f"episodes {_some(meta.numbers)}",
+            fix="copy the folder data/ completely",
+        )  # fmt: skip
+    for name, where in lacking.items():
         if parts[name] and name != "episode_index":
-            inside = parts["episode_index"][meta.data_files.index(file)]
             raise DataError(
-                "a column is missing in one of the files",
-                field=f"{file}: {name}" + (f" (episode {inside[0]})" if len(inside) else ""),
-                got="no such column", expected="the columns of the other files",
+                "a column is missing in one of the files", field=where, got="no such column",
+                expected="the columns of the other files",
                 fix=advice("copy the file again", *_task_advice(name == text)),
             )  # fmt: skip
     columns = {name: np.concatenate(chunks) for name, chunks in parts.items() if chunks}
@@ -247,15 +272,25 @@ def _scalars(column: pa.ChunkedArray, where: str) -> np.ndarray:
     return values
 
 
-def _numbered(column: pa.ChunkedArray, texts: dict[str | None, int]) -> np.ndarray:
-    """A column of texts as indices into `texts`, to which new ones are added."""
+def _numbered(column: pa.ChunkedArray, where: str, episode: np.ndarray, texts: dict[str | None, int]) -> np.ndarray:
+    """A column of texts (or lists of one) as indices into `texts`, to which new ones are added."""
     array = _one_array(column)
+    while _is_list(array.type):
+        count = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+        if (count != 1).any():
+            row = int(np.argmax(count != 1))
+            raise DataError(
+                "an instruction is a list of several, or of none",
+                field=f"{where} in row {row} (episode {episode[row]})",
+                got=str(array[row].as_py())[:160], expected="one text a frame",
+                fix=advice("choose another column", *_task_advice(True)),
+            )  # fmt: skip
+        array = array.flatten()
     coded = array if pa.types.is_dictionary(array.type) else pc.dictionary_encode(array, null_encoding="encode")
-    words = coded.dictionary.to_pylist()
-    numbers = np.array([texts.setdefault(word, len(texts)) for word in words], np.int64)
-    if not coded.indices.null_count:
-        return numbers[coded.indices.to_numpy()] if len(coded) else np.zeros(0, np.int64)
-    return np.array([texts.setdefault(word, len(texts)) for word in array.to_pylist()], np.int64)
+    if coded.indices.null_count:
+        return np.array([texts.setdefault(word, len(texts)) for word in array.to_pylist()], np.int64)
+    numbers = np.array([texts.setdefault(word, len(texts)) for word in coded.dictionary.to_pylist()], np.int64)
+    return numbers[coded.indices.to_numpy()]
 
 
 def check_finite(frames: Frames, meta: Meta) -> None:

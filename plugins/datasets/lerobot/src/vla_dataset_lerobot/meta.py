@@ -227,12 +227,23 @@ def _check_info(info: dict[str, Any], file: Path) -> None:
         raise DataError(
             "frames per second is a positive number", field=f"{file}: fps", got=fps, fix="correct it in info.json"
         )
-    if not isinstance(features, dict) or not all(isinstance(f, dict) and "dtype" in f for f in features.values()):
+    if not isinstance(features, dict) or not all(map(_is_feature, features.values())):
         bad = features if not isinstance(features, dict) else [k for k, f in features.items() if not _is_feature(f)][0]
         raise DataError(
             "the features of a dataset are a table: name -> dtype, shape, names", field=f"{file}: features",
             got=str(bad)[:160], fix="copy meta/info.json again from where the dataset came from",
         )  # fmt: skip
+    for name, feature in features.items():
+        shape, names = feature.get("shape"), feature.get("names")
+        sized = shape is None or (isinstance(shape, list) and all(isinstance(n, int) and 0 < n < 2**31 for n in shape))
+        tables = all(isinstance(feature.get(key) or {}, dict) for key in ("info", "video_info"))
+        if not sized or not isinstance(names or [], list | dict) or not tables:
+            raise DataError(
+                "a feature of info.json is not described as it should be", field=f"{file}: {name}",
+                got=str(feature)[:160],
+                expected="shape: a list of numbers; names: a list, a table or null; info: a table",
+                fix="correct it, or copy meta/info.json again",
+            )  # fmt: skip
     if _video_keys(info) and not isinstance(info.get("video_path"), str):
         raise DataError(
             "a camera is declared as video, but info.json does not say where the videos are",
@@ -243,7 +254,7 @@ def _check_info(info: dict[str, Any], file: Path) -> None:
 
 
 def _is_feature(value: Any) -> bool:
-    return isinstance(value, dict) and "dtype" in value
+    return isinstance(value, dict) and isinstance(value.get("dtype"), str)
 
 
 def _version(info: dict[str, Any], file: Path) -> str:

@@ -50,12 +50,17 @@ class LeRobotDataset:
         self._meta = meta = read_meta(find_root(settings.path), settings)
         schema, modality = schema_of(meta), Modality(meta)
         numeric = [field.name for field in schema if is_numeric(field.type) and field.name not in AUTO]
+        have = [name for name in schema.names if name not in AUTO]
         state, action = (
-            pieces_of(setting, getattr(settings, setting), schema.names, numeric, modality) for setting in DEFAULTS
+            pieces_of(setting, getattr(settings, setting), have, numeric, modality) for setting in DEFAULTS
         )
-        task = self._task_column(schema)
+        self._cameras = self._choose_cameras(have, modality)
+        self._kinds = {name: meta.cameras()[key] for name, key in self._cameras.items()}
+        vectors = list(dict.fromkeys(piece.column for piece in (*state, *action)))
+        task = self._task_column(schema, vectors)
         scalars = [*INDICES, *(["timestamp"] if settings.check_fps else []), *([task] if task else [])]
-        frames = read_frames(meta, [piece.column for piece in (*state, *action)], scalars, task)
+        images = [key for name, key in self._cameras.items() if self._kinds[name] == "image"]
+        frames = read_frames(meta, vectors, scalars, task, images)
         frames = in_order(frames, meta)
         self.episodes = episodes_of(frames, meta)
         check_finite(frames, meta)
@@ -67,8 +72,6 @@ class LeRobotDataset:
         self._states, self._actions = (joined(pieces, frames.vectors, meta) for pieces in (state, action))
         self._episode_of = np.repeat(np.arange(len(self.episodes)), meta.lengths)
         self._task_of, self._texts = self._instructions(frames, task)
-        self._cameras = self._choose_cameras(schema.names, modality)
-        self._kinds = {name: meta.cameras()[key] for name, key in self._cameras.items()}
         rows = rows_of(meta, self.episodes, begin, self._times, frames.scalars.get("frame_index"))
         self._clips = {
             name: place(meta, key, rows, not settings.check_fps)
@@ -174,8 +177,8 @@ class LeRobotDataset:
             return (self.settings.prompt,)
         return tuple(dict.fromkeys(self._texts[int(i)] for i in np.unique(self._task_of)))
 
-    def _task_column(self, schema: pa.Schema) -> str:
-        """The column with the instructions; "" where one instruction is given for all."""
+    def _task_column(self, schema: pa.Schema, vectors: Sequence[str]) -> str:
+        """The column with the instructions (none of `vectors`); "" where one instruction is given for all."""
         if self.settings.prompt:
             return ""
         name = self.settings.prompt_key or "task_index"
@@ -187,7 +190,8 @@ class LeRobotDataset:
                 fix=_give_instruction(texts),
             )  # fmt: skip
         kind = schema.field(name).type
-        if not is_text(kind) and not is_numeric(kind):
+        other = name in {*AUTO, *vectors} - {"task_index"}
+        if other or not (is_text(kind) or is_numeric(kind)):
             raise DataError(
                 "a column holds no instructions", field=self._first(name), got=str(kind)[:160],
                 expected="texts, or numbers of tasks", fix=_give_instruction(texts),
@@ -258,7 +262,13 @@ class LeRobotDataset:
                     "the dataset declares this camera but lacks its files" if key in kinds else "no such camera",
                     field="cameras", got=item, expected=f"any of {have}", fix="choose one of these",
                 )  # fmt: skip
-            chosen[new.removeprefix(IMAGE_PREFIX) if not equals else new] = key
+            name = new if equals else new.removeprefix(IMAGE_PREFIX)
+            if name in chosen:
+                raise DataError(
+                    "two cameras would have one name", field="cameras", got=f"{item}, beside {name}={chosen[name]}",
+                    expected="a name for each", fix="write new=old with another new name",
+                )  # fmt: skip
+            chosen[name] = key
         return chosen
 
     def _known_to_lack(self, names: list[str], modality: Modality) -> bool:
