@@ -234,6 +234,42 @@ def crosstalk(requests=10_000):
     return {"requests": len(found), "foreign": sum(found), "seconds": time.perf_counter() - began}
 
 
+def connections(count=10_000):
+    """That many robots come, half of them leave without a word; what the server keeps of them."""
+    from websockets.sync.client import connect
+
+    spawn = multiprocessing.get_context("spawn")
+    ready, over = spawn.Queue(), spawn.Event()
+    serving = spawn.Process(target=ours, args=(ready, over, True, 0.0), daemon=True)
+    serving.start()
+    url = f"ws://127.0.0.1:{ready.get(timeout=60)}"
+
+    def come(number):
+        for n in range(number):
+            ws = connect(url, compression=None, max_size=None).__enter__()
+            ws.recv(timeout=30)
+            if n % 2:
+                ws.socket.close()
+            else:
+                ws.close()
+
+    def kept():
+        time.sleep(1)
+        status = Path(f"/proc/{serving.pid}/status").read_text()
+        memory = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+        return memory, len(os.listdir(f"/proc/{serving.pid}/fd")), len(os.listdir(f"/proc/{serving.pid}/task"))
+
+    come(count // 10)  # what is used at all is loaded, and allocators have their pools
+    before = kept()
+    threads = [threading.Thread(target=come, args=(count // 4,)) for _ in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    after = kept()
+    over.set()
+    serving.join(20)
+    return {"count": count, "before": before, "after": after}
+
+
 ROWS = [
     ("vla serve, one by one", "ours", {}), ("openpi's way, one by one", "openpi_like", {}),
     ("openpi's way, and its blocking client", "openpi_like", {"blocking": True}),
@@ -241,7 +277,7 @@ ROWS = [
 ]  # fmt: skip
 
 
-def report(rows, cross, seconds):
+def report(rows, cross, came, seconds):
     """The page."""
     head = (
         "", "ticks without a decision", "tick p99", "late p99", "request p50 / p99", "health p50 / p99", "Jain",
@@ -270,6 +306,9 @@ def report(rows, cross, seconds):
         "answers to eight robots that ask without pause were another's",
         f"({cross['seconds']:.0f} s). The load before is "
         "the machine's one-minute load average when a row began: other work on the cores is in these figures.",
+        "", f"{came['count']:,} connections, half of them cut without a word: memory of the server "
+        f"{came['before'][0]:.1f} MiB before, {came['after'][0]:.1f} after; files {came['before'][1]} and "
+        f"{came['after'][1]}, threads {came['before'][2]} and {came['after'][2]}.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -285,7 +324,7 @@ def main():
         row = measure(globals()[server], given.seconds, **more)
         print(name, json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
         rows.append((name, row))
-    text = report(rows, crosstalk(), given.seconds)
+    text = report(rows, crosstalk(), connections(), given.seconds)
     print(text)
     if given.write or (given.seconds >= 60 and given.rows == len(ROWS)):
         (RESULTS / "serving.md").write_text(text)

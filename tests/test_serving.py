@@ -562,3 +562,40 @@ def test_a_server_of_openpi():
         assert client.infer(observation()) and client.connections == 2
         client.close()
         server.shutdown()
+
+
+def test_encrypted(tmp_path):
+    import shutil
+    import ssl
+    import subprocess
+
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl to make a certificate with")
+    names = [str(tmp_path / name) for name in ("cert.pem", "key.pem")]
+    words = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "1",
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+    ]
+    subprocess.run([*words, "-out", names[0], "-keyout", names[1]], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*names)
+    with serving(Echo(), tls=context) as server:
+        url = server.url.replace("ws://", "wss://")
+        trusting = ssl.create_default_context(cafile=names[0])
+        with RemotePolicy(url, ssl=trusting, timeout=5) as client:
+            assert client.infer(observation(3))["actions"][0, 0] == 3
+            assert len(client.infer_batch([observation(1), observation(2)])) == 2
+        with pytest.raises(Unreachable, match="certificate"):
+            RemotePolicy(url, timeout=0.5).connect()
+        with pytest.raises(Unreachable):
+            RemotePolicy(server.url, timeout=0.5).connect()

@@ -50,6 +50,7 @@ class RemotePolicy:
         digest: the weights that are expected; None: those that are met first.
         name: what the server's page calls this robot.
         max_frame: bytes of an answer at most.
+        ssl: for wss://, an `ssl.SSLContext`, e.g. one that trusts your own certificate; None: the system's.
 
     One request is under way at a time; use one object per thread.
     """
@@ -64,10 +65,11 @@ class RemotePolicy:
         digest: str | None = None,
         name: str = "",
         max_frame: int = codec.MAX_FRAME,
+        ssl: Any = None,
     ):
         self.url = url if "://" in url else f"ws://{url}"
         self.timeout, self.embodiment, self.digest, self.robot_name = timeout, embodiment, digest, name
-        self.max_frame = max_frame
+        self.max_frame, self.ssl = max_frame, ssl
         self.metadata: dict[str, Any] = {}
         self.connections = 0  # how often the server was reached
         self._key, self._ws = api_key, None  # type: Optional[str], Optional[ClientConnection]
@@ -147,6 +149,7 @@ class RemotePolicy:
                     digest=self.digest,
                     name=self.robot_name,
                     max_frame=self.max_frame,
+                    ssl=self.ssl,
                 )  # fmt: skip
             )
         if not rows:
@@ -215,7 +218,7 @@ class RemotePolicy:
         try:
             ws = connect(
                 self.url, compression=None, max_size=self.max_frame, additional_headers=headers, open_timeout=left,
-                close_timeout=1, user_agent_header=None, proxy=None,
+                close_timeout=1, user_agent_header=None, proxy=None, ssl=self.ssl,
             ).__enter__()  # fmt: skip
         except InvalidStatus as error:
             raise self._refused(error) from None

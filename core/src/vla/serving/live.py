@@ -11,11 +11,12 @@ import base64
 import io
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
+from attrs import evolve
 from vla_client.wire import ServerError
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
@@ -55,7 +56,8 @@ class Live:
         try:
             await ws.send(json.dumps({"contract": self.server.contract, "frames": self._about()}, default=str))
             while True:
-                await ws.send(await asyncio.to_thread(lambda: json.dumps(self.snapshot())))
+                sessions, about = self.still()
+                await ws.send(await asyncio.to_thread(lambda s=sessions, a=about: json.dumps(snapshot(s, a))))
                 await asyncio.sleep(EVERY)
         except ConnectionClosed:
             pass
@@ -67,19 +69,15 @@ class Live:
         number, what = self.frames
         return {"count": number, "why": what if isinstance(what, str) else ""}
 
-    def snapshot(self) -> dict[str, Any]:
-        """All that the page shows, as JSON can hold it."""
+    def still(self) -> tuple[list[Session], dict[str, Any]]:
+        """Copies of what the loop goes on changing: pictures are packed in another thread."""
         dispatcher = self.server.dispatcher
-        sessions = [s for s in list(dispatcher.sessions.values()) if s.peer]
-        times = np.concatenate([np.array(s.times) for s in sessions] or [np.zeros(0)]) * 1e3
-        return {
+        about = {
             "uptime": time.monotonic() - self.server.started,
             "draining": dispatcher.draining,
             "costs": {str(n): round(cost * 1e3, 1) for n, cost in sorted(dispatcher.costs.items())},
-            "histogram": np.histogram(times, [0, *BUCKETS, 1e9])[0].tolist(),
-            "buckets": BUCKETS,
-            "sessions": [session_view(s) for s in sessions],
         }
+        return [evolve(s, times=s.times.copy(), counts=dict(s.counts)) for s in dispatcher.sessions.values()], about
 
     async def _commands(self, ws: ServerConnection) -> None:
         async for text in ws:
@@ -109,6 +107,17 @@ class Live:
             return {"index": index, "error": str(error)}
         finally:
             dispatcher.close(session)
+
+
+def snapshot(sessions: Sequence[Session], about: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the page shows, as JSON can hold it."""
+    times = np.concatenate([np.array(s.times) for s in sessions] or [np.zeros(0)]) * 1e3
+    return {
+        **about,
+        "histogram": np.histogram(times, [0, *BUCKETS, 1e9])[0].tolist(),
+        "buckets": BUCKETS,
+        "sessions": [session_view(s) for s in sessions],
+    }
 
 
 def session_view(session: Session) -> dict[str, Any]:

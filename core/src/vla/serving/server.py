@@ -160,8 +160,8 @@ class Server:
             raise in_use(bound.getsockname()[1]) from error
         self._server = await serve(
             self._connection, sock=bound, ssl=self.options.tls, compression=None, max_size=self.options.max_frame,
-            process_request=self._http, open_timeout=10, ping_interval=20, ping_timeout=20, close_timeout=2,
-            server_header=None, logger=logging.getLogger("vla.serve.websockets"),
+            process_request=self._http, max_queue=2, open_timeout=10, ping_interval=20, ping_timeout=20,
+            close_timeout=2, server_header=None, logger=logging.getLogger("vla.serve.websockets"),
         )  # fmt: skip
         self.port = bound.getsockname()[1]
         self._chores = [asyncio.create_task(chore()) for chore in (self.dispatcher.run, self._lag)]
