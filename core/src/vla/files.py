@@ -105,11 +105,21 @@ def remove_folder(folder: Path) -> None:
     """Remove the files of a folder's manifest, and the folder when nothing else is in it.
 
     It is renamed first, so that a half-removed folder never looks like a whole one.
+
+    Raises:
+        StoreError: it cannot be renamed.
     """
     folder = _place(folder)
-    gone = _beside(folder, "gone")
-    os.rename(folder, gone)
-    remove_listed(gone)
+    remove_listed(_moved(folder, _beside(folder, "gone")))
+
+
+def move_aside(folder: Path) -> Path:
+    """Give a folder, or a link to one, another name, which begins with `aside-`; gives where it is now.
+
+    Raises:
+        StoreError: it cannot be renamed.
+    """
+    return _moved(folder, folder.with_name(f"aside-{folder.name}-{uuid.uuid4().hex[:8]}"))
 
 
 def sweep(folder: Path, names: str) -> None:
@@ -175,7 +185,8 @@ def atomic_file(path: str | Path, what: str = "the file", ours: bytes | None = N
         yield temp
         _sync(temp)
         os.replace(temp, path)
-        _sync(path.parent)
+        with suppress(OSError):  # it is in place; after a power cut it may be the old one, as whole as this
+            _sync(path.parent)
     except OSError as error:
         _discard(temp)
         for folder in made:
@@ -282,13 +293,17 @@ def _take_place(temp: Path, path: Path) -> None:
     if path.exists() and any(path.iterdir()):
         old = path.with_name(temp.name.replace(".tmp-", ".old-", 1))
         os.rename(path, old)
+    placed = False
     try:
         os.rename(temp, path)  # an empty folder at `path` is replaced
+        placed = True
+        _sync(path.parent)
     except OSError:
+        if placed:
+            os.rename(path, temp)
         if old is not None:
             os.rename(old, path)
         raise
-    _sync(path.parent)
     if old is not None:
         with suppress(OSError):  # the new folder is in place; a next write sweeps what is left of the old one
             gone = path.with_name(temp.name.replace(".tmp-", ".gone-", 1))
@@ -305,24 +320,36 @@ def _while_writing(error: OSError, parent: Path) -> bool:
     return file == parent or parent in file.parents
 
 
-def _write_error(error: OSError, path: Path, what: str = "the folder") -> StoreError:
-    fixes = {
-        errno.ENOSPC: "the disk is full: free some space, or choose an --out on another disk",
-        errno.EDQUOT: "your disk quota is used up: free some space, or choose an --out on another disk",
-        errno.EFBIG: "files may not grow so large here: raise the limit (ulimit -f), or choose another --out",
-        errno.EROFS: "this file system is read-only: choose another --out",
-        errno.EACCES: "you may not write there: choose another --out, or change the permissions",
-        errno.EPERM: "you may not write there: choose another --out, or change the permissions",
-        errno.ENOTDIR: "a file is in the way: choose another --out",
-        errno.EEXIST: "a file is in the way: choose another --out",
-        errno.EISDIR: "a folder is in the way: choose another name",
-    }
+_WAYS = {
+    errno.ENOSPC: "the disk is full: free some space, or choose an --out on another disk",
+    errno.EDQUOT: "your disk quota is used up: free some space, or choose an --out on another disk",
+    errno.EFBIG: "files may not grow so large here: raise the limit (ulimit -f), or choose another --out",
+    errno.EROFS: "this file system is read-only: choose another --out",
+    errno.EACCES: "you may not write there: choose another --out, or change the permissions",
+    errno.EPERM: "you may not write there: choose another --out, or change the permissions",
+    errno.ENOTDIR: "a file is in the way: choose another --out",
+    errno.EEXIST: "a file is in the way: choose another --out",
+    errno.EISDIR: "a folder is in the way: choose another name",
+}
+
+
+def _write_error(
+    error: OSError, path: Path, what: str = "the folder", done: str = "written; nothing was left behind"
+) -> StoreError:
     return StoreError(
-        f"{what} could not be written; nothing was left behind",
+        f"{what} could not be {done}",
         field=str(path),
         got=error.strerror or str(error),
-        fix=fixes.get(error.errno or 0, "choose another --out"),
+        fix=_WAYS.get(error.errno or 0, "choose another --out"),
     )
+
+
+def _moved(folder: Path, to: Path) -> Path:
+    try:
+        os.rename(folder, to)
+    except OSError as error:
+        raise _write_error(error, folder, "an old folder", "moved out of the way") from error
+    return to
 
 
 def _discard(temp: Path) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from vla.errors import StoreError
-from vla.files import atomic_folder, open_own, remove_folder
+from vla.files import atomic_folder, move_aside, open_own, remove_folder
 from vla.files import sweep as sweep_places
 from vla.manifest import strange, verify_folder
 from vla.reading import read_json
@@ -157,8 +156,7 @@ def forget(out: Path, steps: Iterable[int]) -> list[str]:
     for step in steps:
         folder = checkpoint_folder(out, step)
         if folder.is_symlink() or (why := strange(folder, KIND, damaged=True)):
-            aside = folder.with_name(f"aside-{folder.name}-{uuid.uuid4().hex[:8]}")
-            os.rename(folder, aside)
+            aside = move_aside(folder)
             said.append(f"{folder} was moved to {aside.name}: {'a symbolic link' if aside.is_symlink() else why}")
         else:
             remove_folder(folder)

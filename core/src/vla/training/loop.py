@@ -196,7 +196,7 @@ class _Run:
         if found is not None:
             with reading("the state of a checkpoint is damaged", found.folder / checkpoints.STATE):
                 before = found.state.get("loop", {})
-                self.last, self.bad_in_a_row = dict(before.get("last", {})), int(before.get("bad_in_a_row", 0))
+                self.last, self.bad_in_a_row = dict(before.get("last", [])), int(before.get("bad_in_a_row", 0))
                 self.cuts.load(before.get("cuts", {}))
         for text in notes:
             self.tell("note", {"step": self.start, "text": text})
@@ -343,7 +343,7 @@ class _Run:
         for part in ("params", "ema"):  # such a checkpoint would push out the last good one
             check_finite(arrays.get(part, {}), f"{part} at step {step}")
         state = {**self._record(), "variant": self.prepared.variant.to_toml(), "bad_frames": sorted(self.bad_frames)}
-        last = {name: value for name, value in self.last.items() if name not in WALL_CLOCK}
+        last = [[name, value] for name, value in self.last.items() if name not in WALL_CLOCK]  # JSON would sort a table
         state["loop"] = {"last": plain(last), "bad_in_a_row": self.bad_in_a_row, "cuts": self.cuts.state()}
         if self.metrics:
             self.metrics.sync()
@@ -357,8 +357,8 @@ class _Run:
         self.tell("checkpoint", {"step": step, "folder": str(self.saved)})
         try:
             left = checkpoints.prune(self.out, self.config.keep_last, self.config.keep_every)
-        except OSError as error:
-            left = {str(error.filename or self.out): error.strerror or str(error)}
+        except StoreError as error:
+            left = {error.field: str(error)}
         for path, why in left.items():
             if path not in self.left:
                 self.warn(step, f"an old checkpoint stays: {path}: {why}")
