@@ -7,6 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chaos import FAULTS, PLAN, Host, drive
+from vla_client import FrameError, ServerError, codec
+
+from vla.protocols import VlaEvalSettings
+from vla.serving.protocol import Close
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -48,11 +52,34 @@ def test_frames_of_strangers_are_understood_or_refused():
     assert outcomes == {f"{name}: {end}" for name in ("openpi", "vla-eval") for end in ("understood", "refused")}
 
 
+@pytest.mark.parametrize("value", [["raw"], {"a": 1}, np.zeros(2), None, 3, b"raw"])
+def test_values_of_any_type_are_refused_not_compared(value):
+    """Also found by the fuzz: a list is not hashable, and an array compares into another array."""
+    from vla.serving.vla_eval import Conversation
+
+    good = {"__image__": True, "format": "raw", "data": bytes(48), "dtype": "|u1", "shape": [4, 4, 3]}
+    told = {"images": {"front": good}, "state": [1, 2, 3]}
+    for path in (
+        ("type",),
+        ("seq",),
+        ("payload",),
+        *((("image", key)) for key in ("format", "dtype", "shape", "data")),
+    ):
+        image = {**good, path[1]: value} if path[0] == "image" else good
+        message = {"type": "observation", "payload": {**told, "images": {"front": image}}, "seq": 1, "timestamp": 0.0}
+        if path[0] != "image":
+            message[path[0]] = value
+        if path == ("seq",) and isinstance(value, int):
+            continue
+        with pytest.raises((FrameError, ServerError)):
+            Conversation(VlaEvalSettings(), {"cameras": ["front"], "state_dim": 3}).receive(codec.pack(message))
+    hello = {"type": "hello", "payload": {"protocol_version": value}, "seq": 1, "timestamp": 0.0}
+    talk = Conversation(VlaEvalSettings(), {"cameras": []})
+    assert isinstance(talk.receive(codec.pack(hello))[0], Close)
+
+
 def test_a_state_that_is_no_array_is_refused_by_name():
     """The fuzz found these: numpy said TypeError, which is nobody's refusal."""
-    from vla_client import ServerError
-
-    from vla.protocols import VlaEvalSettings
     from vla.serving.vla_eval import _numbers
 
     for state in ({"a": 1}, "3", ["a"], [[1], [1, 2]], None, [None]):

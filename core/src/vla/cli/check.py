@@ -40,6 +40,11 @@ def check(
         raise PartError("the conformance kit is not installed", field="check", got=str(error), fix=fix) from error
     from vla import registry
 
+    if kind == "protocol":
+        raise SettingsError(
+            "a protocol is checked by a test file, which plays its client", field="kind", got=kind,
+            fix="write two functions: docs/parts/protocol.md, vla.testing.ProtocolConformance",
+        )  # fmt: skip
     if kind not in KITS:
         raise SettingsError("there is no kit for this kind of part", field="kind", got=kind, expected=", ".join(KITS))
     part = registry.find(kind, name).load()

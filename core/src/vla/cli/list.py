@@ -64,7 +64,7 @@ def list_parts(kind: str = "", /, json: bool = False) -> int:
     """Parts: installed, broken, and known but not installed.
 
     Args:
-        kind: only this kind: vision, llm, backbone, tokenizer, head, robot, dataset, env, model_type.
+        kind: only this kind: vision, llm, backbone, tokenizer, head, robot, dataset, env, protocol, model_type.
         json: machine-readable output.
     """
     found = rows(kind)

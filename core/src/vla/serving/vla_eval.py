@@ -42,8 +42,8 @@ class Conversation:
         if not isinstance(message, dict) or not {"type", "payload", "seq"} <= message.keys():
             raise codec.FrameError("a message has type, payload and seq")
         kind, payload, seq = message["type"], message["payload"], message["seq"]
-        if not isinstance(payload, dict) or type(seq) is not int:
-            raise codec.FrameError("the payload of a message is a map, its seq a number")
+        if not isinstance(kind, str) or not isinstance(payload, dict) or type(seq) is not int:
+            raise codec.FrameError("the type of a message is text, its payload a map, its seq a number")
         self._seq = seq
         if kind == "hello":
             return [self._meet(payload)]
@@ -56,7 +56,7 @@ class Conversation:
             return [Ask(self._row(payload), token=seq)]
         if kind == "error":
             return []
-        raise codec.FrameError(f"message type {str(kind)[:20]!r}")
+        raise codec.FrameError(f"message type {kind[:20]!r}")
 
     def answer(self, ask: Ask, answer: Mapping[str, Any]) -> Frame:
         """The first action of the chunk; the others wait for the next observations."""
@@ -73,8 +73,8 @@ class Conversation:
     def _meet(self, payload: Mapping[str, Any]) -> Any:
         self.name = str(payload.get("benchmark", ""))[:80]
         theirs = payload.get("protocol_version")
-        if theirs != VERSION:
-            text = f"the client speaks vla-eval protocol {theirs!r}, this server {VERSION}"
+        if type(theirs) is not int or theirs != VERSION:
+            text = f"the client speaks vla-eval protocol {str(theirs)[:20]}, this server {VERSION}"
             return Close(self._message("error", {"error": ServerError("VERSION", text).line()}, self._seq), text)
         from vla import __version__
 
@@ -142,13 +142,16 @@ def _image(value: Any, name: str) -> np.ndarray:
     if not isinstance(value, dict) or "__image__" not in value:
         raise ServerError("BAD_OBSERVATION", f"images[{name!r}] is no image")
     data, form, shape = value.get("data"), value.get("format"), value.get("shape")
+    dtype = value.get("dtype")
     sizes = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and 0 < n < 2**14 for n in shape)
     if not isinstance(data, bytes) or not sizes or math.prod(shape) > codec.MAX_FRAME:
         raise codec.FrameError("an image has bytes and three sizes")
+    if not isinstance(form, str) or not isinstance(dtype, (str, type(None))):
+        raise codec.FrameError("format and dtype of an image are text")
     if form == "raw":
-        if value.get("dtype") not in codec.DTYPES or math.prod(shape) * codec.DTYPES[value["dtype"]] != len(data):
+        if dtype not in codec.DTYPES or math.prod(shape) * codec.DTYPES[dtype] != len(data):
             raise codec.FrameError("a raw image has as many bytes as its shape says")
-        return np.frombuffer(data, value["dtype"]).reshape(shape)
+        return np.frombuffer(data, dtype).reshape(shape)
     if form not in FORMATS:
         raise codec.FrameError("an image is raw, png or jpeg")
     from PIL import Image
