@@ -202,6 +202,17 @@ def test_logits_that_are_not_finite_are_no_answer(tmp_path, framework):
     assert policy.refused == 2
     assert np.isfinite(good.infer(observation(), seed=0)["actions"]).all() and good.refused == 0
 
+    name = "backbone.vision.blocks.0.attn.k.weight"  # PyTorch's fused attention hides it: the logits are finite
+    weights = {n: np.array(w) for n, w in model.read().items()}
+    weights[next(n for n in weights if n.startswith("backbone.vision") and ".k." in n or n == name)].flat[0] = np.nan
+    (tmp_path / "good/model.safetensors").unlink()
+    store.write_weights(tmp_path / "good/model.safetensors", weights)
+    manifest.write_manifest(tmp_path / "good", "model")
+    policy = vla.open(tmp_path / "good", framework)
+    with pytest.raises(ActionError, match=r"weights have NaN(.|\n)*field: +backbone\.vision"):
+        policy.infer(observation(), seed=0)
+    assert policy.refused == 1
+
 
 def _loaded(framework, model, weights):
     if framework == "torch":

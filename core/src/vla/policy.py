@@ -21,7 +21,7 @@ from vla.draws import sampling_noise
 from vla.embodiment import Embodiment
 from vla.errors import ActionError, DataError, SettingsError
 from vla.sampling import for_model, options
-from vla.store import ModelDir, open_model
+from vla.store import ModelDir, not_finite, open_model
 from vla.transforms.group import as_array
 from vla.transforms.text import as_text
 
@@ -78,6 +78,7 @@ class Policy:
             self.variant, stats=model.stats, tokenizer=model.tokenizer, default_prompt=default_prompt, guard=guard
         )
         self.refused = 0
+        self.broken: list[str] = []  # weights with NaN or infinite values: no answer is one
         self._calls = 0
         always = for_model(self.variant, self.group.codec_dim, model.tokenizer)
         self.sampling = options(self.variant.parts["head"], sampling or {}, always)
@@ -140,14 +141,22 @@ class Policy:
         Raises:
             DataError: an observation lacks a camera, has a state of another width, values that are not finite, or no
                 instruction.
-            ActionError: the model's chunk has NaN or infinite values, comes from logits that have, or lies further
-                beyond what was recorded than the guard allows.
+            ActionError: the model's weights, its logits or its chunk have NaN or infinite values, or the chunk lies
+                further beyond what was recorded than the guard allows.
             DecodeError: the model's tokens stand for no chunk.
         """
         if isinstance(rows, Mapping) or not isinstance(rows, Sequence):
             raise DataError("a batch is a list of observations", field="rows", got=type(rows).__name__)
         if not rows:
             return []
+        if self.broken:  # not left to the results: a fused attention kernel takes a row of NaN for an empty one
+            self.refused += len(rows)
+            raise ActionError(
+                "the model's weights have NaN or infinite values; it gives no actions",
+                field=self.broken[0],
+                got=f"NaN or infinite values in {len(self.broken)} arrays",
+                fix="open an earlier checkpoint, RUN@STEP",
+            )
         check_seed(self.seed, "seed")
         began = time.perf_counter()
         chosen = options(self.variant.parts["head"], sampling, self.sampling) if sampling else self.sampling
@@ -320,9 +329,11 @@ def _policy(
             got=error.name,
             fix=f"pip install 'vla-core[{framework}]'",
         ) from error
-    source = str(model.weights)
-    runner = load(model.variant, read(), device=device, precision=precision, seed=others["seed"], source=source)
-    return Policy(model, runner, sampling=sampling, **others)
+    source, weights = str(model.weights), read()
+    runner = load(model.variant, weights, device=device, precision=precision, seed=others["seed"], source=source)
+    policy = Policy(model, runner, sampling=sampling, **others)
+    policy.broken = not_finite(weights or {})
+    return policy
 
 
 def check_options(

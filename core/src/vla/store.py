@@ -190,16 +190,20 @@ def check_finite(weights: Mapping[str, np.ndarray], source: str | Path) -> None:
     Raises:
         NotFiniteError: naming the first array with NaN or infinite values, and how many have some.
     """
-    import numpy as np
-
-    bad = [name for name, array in weights.items() if array.dtype.kind not in "iub" and not np.isfinite(array).all()]
-    if bad:
+    if bad := not_finite(weights):
         raise NotFiniteError(
             "weights are not finite",
             field=f"{source}: {bad[0]}",
             got=f"NaN or infinite values in {len(bad)} of {len(weights)} arrays",
             fix="take an earlier checkpoint (vla train ... --resume-step N), or train with a lower --lr",
         )
+
+
+def not_finite(weights: Mapping[str, np.ndarray]) -> list[str]:
+    """The arrays that have NaN or infinite values."""
+    import numpy as np
+
+    return [name for name, array in weights.items() if array.dtype.kind not in "iub" and not np.isfinite(array).all()]
 
 
 def read_header(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
