@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vla import evaluation
 from vla.compose import resolve
 from vla.datasets import DatasetInfo, create_dataset, open_dataset
-from vla.errors import DataError, SettingsError
+from vla.errors import ActionError, DataError, SettingsError
 from vla.evaluation import baselines, rollout, summary, video
 from vla.evaluation.baselines import MeanAction, NearestNeighbour
 from vla.evaluation.results import Episode, Evaluation, compare, wilson
@@ -100,6 +100,22 @@ class Obedient:
 
     def reset(self):
         self.asked = []
+
+
+def test_a_refused_chunk_ends_its_episode_and_no_other():
+    class Careful(Obedient):
+        def infer_batch(self, rows, *, seeds=None):
+            for row in rows:
+                if row["prompt"] == "go left" and float(row["state"][0]) < -1:
+                    raise ActionError("an action lies far out", field="actions[0, 0]", got=1e9)
+            return super().infer_batch(rows, seeds=seeds)
+
+    found = evaluation.evaluate(Careful(horizon=2), toy(), episodes=12, num_envs=3)
+    left = [e for e in found.episodes if e.prompt == "go left"]
+    assert len(left) == found.refused > 0 and all(e.refused == "an action lies far out" and not e.success for e in left)
+    assert found.successes == 12 - len(left) and all(e.calls == 2 and e.steps == 2 for e in left)
+    assert f"{len(left)} ended by a chunk that was refused: an action lies far out" in str(found)
+    assert [e["refused"] for e in found.to_dict()["episodes"]].count("") == found.successes
 
 
 def test_a_policy_that_listens_succeeds_and_fails_when_told_otherwise():

@@ -20,6 +20,8 @@ class Episode:
         told: the instruction the policy got; another one when instructions are shuffled.
         steps: control steps taken.
         calls: chunks asked for.
+        refused: why the last chunk was refused (`vla.errors.ActionError`, `DecodeError`), which ends an episode as a
+            failure: a robot would have stopped. "": none was.
     """
 
     index: int
@@ -30,6 +32,7 @@ class Episode:
     success: bool
     steps: int
     calls: int
+    refused: str = ""
 
 
 @frozen
@@ -50,6 +53,11 @@ class Evaluation:
     def successes(self) -> int:
         """Episodes that succeeded."""
         return sum(e.success for e in self.episodes)
+
+    @property
+    def refused(self) -> int:
+        """Episodes that ended because a chunk was refused."""
+        return sum(bool(e.refused) for e in self.episodes)
 
     @property
     def rate(self) -> float:
@@ -90,7 +98,10 @@ class Evaluation:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.successes} of {len(self.episodes)} ({self.rate:.0%}; 95 % interval {low:.0%} to {high:.0%})"
+        text = f"{self.successes} of {len(self.episodes)} ({self.rate:.0%}; 95 % interval {low:.0%} to {high:.0%})"
+        if why := next((e.refused for e in self.episodes if e.refused), ""):
+            text += f"; {self.refused} ended by a chunk that was refused: {why}"
+        return text
 
 
 def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:

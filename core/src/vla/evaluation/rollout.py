@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from attrs import asdict, define, frozen
 
-from vla.errors import DataError, SettingsError
+from vla.errors import ActionError, DataError, DecodeError, SettingsError, VlaError
 from vla.evaluation.environments import Environments, default_workers
 from vla.evaluation.results import Episode, Evaluation
 from vla.policy import Acts
@@ -50,6 +50,7 @@ class _Run:
     used: int = 0
     steps: int = 0
     calls: int = 0
+    refused: str = ""
 
 
 def evaluate(
@@ -126,7 +127,9 @@ def evaluate(
             for slot in starting:
                 views[slot] = running[slot].obs.get("images")
             _ask(policy, [running[slot] for slot in sorted(running)], envs, views if pictures == "swapped" else None)
-            for run, over in _step(envs, running, execute, clips > 0):
+            refused = [(run, True) for run in running.values() if run.refused]
+            going = {slot: run for slot, run in running.items() if not run.refused}
+            for run, over in [*refused, *_step(envs, going, execute, clips > 0)]:
                 views[run.slot] = run.obs.get("images")
                 if not over:
                     continue
@@ -192,8 +195,11 @@ def _ask(policy: Acts, running: list[_Run], envs: Environments, views: Sequence[
     rows = [{**run.obs, "prompt": run.told} for run in needy]
     if views is not None:
         rows = [{**row, "images": views[(run.slot + 1) % len(views)]} for row, run in zip(rows, needy, strict=True)]
-    answers = policy.infer_batch(rows, seeds=[run.seed * 1000 + run.calls for run in needy])
-    for run, answer in zip(needy, answers, strict=True):
+    seeds = [run.seed * 1000 + run.calls for run in needy]
+    for run, answer in zip(needy, _answers(policy, rows, seeds), strict=True):
+        if isinstance(answer, VlaError):
+            run.refused, run.calls = answer.what, run.calls + 1
+            continue
         chunk = np.asarray(answer["actions"], np.float64)
         width = envs.action_space.shape
         if chunk.ndim != 2 or chunk.shape[1:] != width or not len(chunk):
@@ -208,6 +214,18 @@ def _ask(policy: Acts, running: list[_Run], envs: Environments, views: Sequence[
                 f"call {run.calls}",
             )  # fmt: skip
         run.chunk, run.used, run.calls = chunk, 0, run.calls + 1
+
+
+def _answers(
+    policy: Acts, rows: list[dict[str, Any]], seeds: list[int]
+) -> list[Mapping[str, Any] | ActionError | DecodeError]:
+    """An answer for each row, or why there is none: one that is refused costs the others nothing but time."""
+    try:
+        return [*policy.infer_batch(rows, seeds=seeds)]
+    except (ActionError, DecodeError) as error:
+        if len(rows) == 1:
+            return [error]
+        return [_answers(policy, [row], [seed])[0] for row, seed in zip(rows, seeds, strict=True)]
 
 
 def _step(envs: Environments, running: Mapping[int, _Run], execute: int, film: bool) -> list[tuple[_Run, bool]]:
@@ -234,9 +252,8 @@ def _step(envs: Environments, running: Mapping[int, _Run], execute: int, film: b
 
 def _episode(run: _Run) -> Episode:
     task = str(run.info.get("task") or run.prompt or "all")
-    return Episode(
-        run.index, run.seed, task, run.prompt, run.told, bool(run.info.get("success", False)), run.steps, run.calls
-    )
+    success = bool(run.info.get("success", False)) and not run.refused
+    return Episode(run.index, run.seed, task, run.prompt, run.told, success, run.steps, run.calls, run.refused)
 
 
 def _frame(obs: Mapping[str, Any]) -> np.ndarray:
