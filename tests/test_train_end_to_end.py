@@ -135,7 +135,9 @@ def test_lora_leaves_a_plain_model_and_an_adapter_that_merges_into_its_base(tmp_
     capsys.readouterr()
     assert main(["merge", str(out / "model"), str(out / "adapter"), "--out", str(tmp_path / "other")]) == 2
     assert "trained on other weights" in capsys.readouterr().err
-    assert main(["train", str(base), "--data", str(data), "--out", str(out), *words, "--lora.alpha", "8", "--resume"]) == 2
+    assert (
+        main(["train", str(base), "--data", str(data), "--out", str(out), *words, "--lora.alpha", "8", "--resume"]) == 2
+    )
     assert "adapters of a run cannot change" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
@@ -272,3 +274,32 @@ def test_a_run_record_is_plain_json(tmp_path, data):
     assert record["train_frames"] == 60 and record["config"]["steps"] == 1 and len(record["data"]) == 64
     with pytest.raises(TrainingError, match="holds a run"):
         train(small("pi0"), str(data), out=tmp_path / "run", config=config(1))
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+def test_statistics_from_the_file_give_the_same_run_and_what_they_find_is_said(tmp_path, noise, capsys):
+    """A gripper that rests in 99 % of the frames: openpi's formula makes a loss of 10^8 of it."""
+    rng = np.random.default_rng(0)
+    info = DatasetInfo({"base_0_rgb": (32, 32)}, 3, 3, 10.0, action_names=("x", "y", "grip"))
+    with create_dataset(tmp_path / "data", info) as writer:
+        for e in range(4):
+            walk = np.cumsum(rng.normal(size=(60, 3)), 0).astype(np.float32)
+            walk[:, 2] = noise * rng.normal(size=60)
+            walk[30:32, 2] += e == 1
+            for row in walk:
+                image = np.full((32, 32, 3), 90, np.uint8)
+                writer.add({"images": {"base_0_rgb": image}, "state": row, "action": row, "prompt": "go"})
+            writer.end_episode()
+    data, file = str(tmp_path / "data"), str(tmp_path / "norm_stats.json")
+    assert main(["stats", data, "--horizon", "8", "--out", file]) == 0
+    assert "actions[2] rests" in capsys.readouterr().err
+    variant = small("pi0", **{"spec.norm": "quantile"})
+    runs = []
+    for name, stats in (("none", None), ("file", file)):
+        out = train(variant, data, out=tmp_path / name, config=config(3, batch_size=32), stats=stats).out
+        runs.append([r["loss"] for r in read_metrics(out)])
+        notes = " ".join(r["text"] for r in read_metrics(out, "note"))
+        assert ("actions[2] rests" in notes) == (stats is None)
+    assert runs[0] == runs[1] and max(runs[0]) < 50
+    one, two = (read_weights(tmp_path / n / "model" / "model.safetensors") for n in ("none", "file"))
+    assert all(np.array_equal(one[k], two[k]) for k in one)

@@ -215,7 +215,7 @@ def test_what_is_saved_is_a_plain_model_and_what_was_trained(tmp_path):
     ("values", "bound"),
     [
         ({"checkpoint_activations": True}, 1e-6),
-        ({"accumulate": 2}, 1e-6),
+        ({"accumulate": 2}, 1e-4),  # Adam makes steps of rounding where a gradient is nearly none
         ({"precision": "bfloat16"}, 0.03),
         pytest.param({"compile": True}, 1e-5, marks=pytest.mark.slow),
     ],

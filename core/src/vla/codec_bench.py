@@ -15,6 +15,9 @@ from attrs import frozen
 
 from vla.codecs import ActionCodec, check_chunks
 from vla.errors import DataError, DecodeError
+from vla.transforms.build import stats_steps
+from vla.transforms.quantiles import summarise_batches
+from vla.transforms.stats import _apply, stats_of, summarise
 
 EPSILON = 1e-6  # added to the range, as openpi's quantile normalisation does
 
@@ -24,8 +27,8 @@ class Chunks:
     """Action chunks in the data's units, and the quantiles that normalise them."""
 
     raw: np.ndarray  # [n h d]
-    low: np.ndarray  # [d] 1st percentile
-    high: np.ndarray  # [d] 99th percentile
+    low: np.ndarray  # [d] 1st percentile, or what stands for it: `vla.transforms.stats.stats_of`
+    high: np.ndarray  # [d] 99th percentile, likewise
     names: tuple[str, ...]  # [d]
 
     def normalised(self) -> np.ndarray:
@@ -56,8 +59,20 @@ class Result:
     example: np.ndarray  # [h d] the decoded first held-out chunk
 
 
-def load_chunks(data: str | Path, horizon: int, most: int = 4096) -> Chunks:
+def load_chunks(
+    data: str | Path, horizon: int, most: int = 4096, settings: Mapping[str, Any] | None = None, variant: Any = None
+) -> Chunks:
     """Chunks of a dataset (anything `vla.datasets.open_dataset` reads) or of an .npz file, evenly spread over the data.
+
+    They are normalised as `vla train` does (`vla.transforms.stats.stats_of`). Of a dataset they are what a policy sees:
+    after the robot's conversions and delta actions.
+
+    Args:
+        data: the dataset, or the file.
+        horizon: steps per chunk.
+        most: chunks, at most.
+        settings: of the dataset.
+        variant: dataset -> the variant whose robot adapter converts; None: the actions as they are stored.
 
     An .npz holds `chunks` [n h d], or `actions` [episodes t d], or `actions` [frames d] (also `action`) with an
     optional `step_type` that is 0 where an episode begins. Past the end of an episode the last action is repeated.
@@ -73,7 +88,7 @@ def load_chunks(data: str | Path, horizon: int, most: int = 4096) -> Chunks:
     else:
         from vla.datasets import open_dataset
 
-        dataset = open_dataset(str(data))
+        dataset = open_dataset(str(data), settings)
         actions, episodes, names = dataset.actions(), list(dataset.episodes), dataset.info.action_names
     if not len(actions) or not episodes:
         raise DataError("there are no actions in this data", field=str(data))
@@ -83,7 +98,12 @@ def load_chunks(data: str | Path, horizon: int, most: int = 4096) -> Chunks:
     ends = np.concatenate([np.full(len(e), e.stop) for e in episodes])
     pick = _spread(np.arange(len(starts)), most)
     steps = np.minimum(starts[pick, None] + np.arange(horizon), ends[pick, None] - 1)
-    return _chunks(actions[steps], actions, names)
+    if path.suffix == ".npz":
+        return _chunks(actions[steps], actions, names)
+    seen = () if variant is None else stats_steps(variant(dataset))
+    stats = stats_of(summarise(dataset, seen, horizon))["actions"]
+    _, chunks = _apply([placed.step for placed in seen], dataset.states()[starts[pick]], actions[steps])
+    return Chunks(check_chunks(chunks), stats.q01, stats.q99, _names(names, chunks.shape[-1]))
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, list[range], Sequence[str]]:
@@ -116,8 +136,12 @@ def _spread(rows: np.ndarray, most: int) -> np.ndarray:
 
 def _chunks(raw: np.ndarray, actions: np.ndarray, names: Sequence[str]) -> Chunks:
     raw = check_chunks(raw)
-    low, high = np.quantile(actions.astype(np.float64), [0.01, 0.99], axis=0)
-    return Chunks(raw, low, high, tuple(names) or tuple(f"dim {i}" for i in range(raw.shape[-1])))
+    stats = stats_of({"actions": summarise_batches(lambda: [(actions, None)], "actions")})["actions"]
+    return Chunks(raw, stats.q01, stats.q99, _names(names, raw.shape[-1]))
+
+
+def _names(names: Sequence[str], dims: int) -> tuple[str, ...]:
+    return tuple(names) if len(names) == dims else tuple(f"dim {i}" for i in range(dims))
 
 
 def split(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -35,7 +35,7 @@ def stats(
     from vla.datasets import open_dataset
     from vla.errors import StoreError
     from vla.settings import split_sets
-    from vla.transforms.stats import FILE, Stats, findings, report, save_stats, summarise
+    from vla.transforms.stats import FILE, findings, report, save_stats, stats_of, summarise
 
     target = out / FILE if out.is_dir() else out
     if (target.parent / "model.safetensors").exists():
@@ -63,7 +63,6 @@ def stats(
     found = findings(summaries, norm)
     for line in found:
         console.note(f"look: {line}")
-    digest = dataset.digest()
     about = {
         "source": info.source,
         "frames": len(dataset),
@@ -74,8 +73,7 @@ def stats(
         "max": {key: s.max.tolist() for key, s in summaries.items()},
         "findings": found,
     }
-    made = {key: Stats(s.mean, s.std, s.q01, s.q99, data=digest) for key, s in summaries.items()}
-    console.note(f"wrote {save_stats(made, target, about)}")
+    console.note(f"wrote {save_stats(stats_of(summaries, dataset), target, about)}")
     return 0
 
 

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from vla.errors import DataError, SettingsError
 from vla.transforms.build import stats_steps
-from vla.transforms.stats import Stats, _apply, compute_stats, load_stats
+from vla.transforms.stats import RESTS, Stats, _apply, findings, load_stats, stats_of, summarise
 
 DATA, BASE = "data", "base"
 FRAMES = 4096  # frames, evenly spaced, that are looked at
@@ -67,13 +67,12 @@ def choose(
         found, source = base, BASE
     else:
         note(f"statistics: of the data, all {len(dataset)} frames (norm_stats.json)")
-        return compute_stats(dataset, variant, variant.spec.action_horizon), DATA
+        summaries = summarise(dataset, variant)
+        _say(findings(summaries, variant.spec.norm), note)
+        return stats_of(summaries, dataset), DATA
     note(f"statistics: {'of the base model' if source == BASE else source}, not of this data")
     bad = [fit for fit in fits(found, variant, dataset) if fit.beyond(0)]
-    for fit in bad[:_SHOWN]:
-        note(f"  look: {fit}")
-    if len(bad) > _SHOWN:
-        note(f"  look: {len(bad) - _SHOWN} more dims")
+    _say(list(map(str, bad)), note)
     if worst := [fit for fit in bad if fit.beyond(1)]:
         lines = [f"    {fit}" for fit in worst[:_SHOWN]] + ([f"    ... ({len(worst)} dims)"] if worst[_SHOWN:] else [])
         raise DataError(
@@ -84,6 +83,13 @@ def choose(
             fix="--stats data",
         )
     return found, source
+
+
+def _say(lines: list[str], note: Callable[[str], None]) -> None:
+    for line in lines[:_SHOWN]:
+        note(f"  look: {line}")
+    if len(lines) > _SHOWN:
+        note(f"  look: {len(lines) - _SHOWN} more; all of them: vla stats DATA")
 
 
 def words_of(given: Any) -> str:
@@ -126,7 +132,7 @@ def _fits_of(key: str, one: Stats, values: np.ndarray, norm: str) -> list[Fit]:
     low, high = np.percentile(values, [1, 99], axis=0)
     width = np.where(values.max(0) > values.min(0), (high - low) / (2 * half * edge), 1.0)
     # A dim that rests in the data within rare excursions has no width of its own; its largest value tells.
-    width = np.where(high > low, width, 1.0)
+    width = np.where(RESTS * (high - low) > values.max(0) - values.min(0), width, 1.0)
     return [Fit(f"{key}[{d}]", float((z[:, d] > edge).mean()), float(z[:, d].max()), float(width[d])) for d in range(d)]
 
 

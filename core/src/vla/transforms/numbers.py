@@ -17,6 +17,7 @@ from vla.transforms.group import Flat, as_array
 from vla.transforms.stats import Stats
 
 EPS = 1e-6  # added to the standard deviation, and to the quantile range
+CONSTANT = 2.0  # |z| with which a dim that was constant in the data answers any other value, at most
 
 
 # ---- functions -----------------------------------------------------------------------------------------------------
@@ -28,9 +29,11 @@ def make_bool_mask(*runs: int) -> tuple[bool, ...]:
 
 
 def normalize(x: np.ndarray, stats: Stats, norm: str) -> np.ndarray:
-    """x [... d] in model units; statistics longer than d are cut to d. float64. Nothing is clipped.
+    """x [... d] in model units; statistics longer than d are cut to d. float64.
 
-    zscore: (x - mean) / (std + 1e-6). quantile: (x - q01) / (q99 - q01 + 1e-6) * 2 - 1.
+    zscore: (x - mean) / (std + 1e-6). quantile: (x - q01) / (q99 - q01 + 1e-6) * 2 - 1. Nothing is clipped but a dim
+    that was constant in the data, as our statistics know and openpi's do not: what it answers to another value is at
+    most 2 in size (the formula gives a million for a difference of 1).
 
     Raises:
         DataError: x is wider than the statistics, or they have no quantiles.
@@ -45,7 +48,10 @@ def normalize(x: np.ndarray, stats: Stats, norm: str) -> np.ndarray:
             fix="compute the statistics of this data: vla stats DATA",
         )
     z = (x - low[:d]) / width[:d]
-    return z if norm == "zscore" else z * 2.0 - 1.0
+    z = z if norm == "zscore" else z * 2.0 - 1.0
+    if stats.min is None or stats.max is None:
+        return z
+    return np.where((stats.min == stats.max)[:d], np.clip(z, -CONSTANT, CONSTANT), z)
 
 
 def unnormalize(x: np.ndarray, stats: Stats, norm: str) -> np.ndarray:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 
 from vla.errors import DataError, StoreError
 from vla.files import write_text
@@ -24,6 +24,8 @@ FILE = "norm_stats.json"
 FIELDS = ("mean", "std", "q01", "q99")
 EXTREMES = ("min", "max")
 _CHUNK_VALUES = 1 << 21  # values of one batch of chunks: bounds memory
+FAR = 10.0  # |z| that no value of the data passes
+RESTS = 50  # a dim rests when its extremes are so many times as far apart as its percentiles
 _CONSTANT = 1e-6  # a range (or deviation) below this is what the formulas' epsilon would divide by
 
 
@@ -167,23 +169,40 @@ def _read(path: Path) -> dict[str, Any]:
 
 def compute_stats(dataset: Any, variant: Any, horizon: int | None = None) -> dict[str, Stats]:
     """Exact statistics of a dataset as a variant sees it; see `summarise`."""
-    digest = dataset.digest() if hasattr(dataset, "digest") else ""
-    return {key: evolve(s, data=digest) for key, s in stats_of(summarise(dataset, variant, horizon)).items()}
+    return stats_of(summarise(dataset, variant, horizon), dataset)
 
 
-def stats_of(summaries: Mapping[str, Summary]) -> dict[str, Stats]:
-    """Only what normalisation needs.
+def stats_of(summaries: Mapping[str, Summary], dataset: Any = None) -> dict[str, Stats]:
+    """What normalises the data, by one rule everywhere; with a dataset its digest is kept.
 
-    A dim that is constant in 98 % of the frames but not in all (a wrist that rarely turns) has equal quantiles, and
-    openpi's formula would divide the rest by its epsilon of 1e-6. Such a dim gets its minimum and maximum instead.
+    openpi's formula takes the 1st and the 99th percentile (or the deviation), and divides by its epsilon of 1e-6 what
+    lies outside a range of nothing: a gripper that rests in 99 of 100 frames becomes 10^6 in the others. Here no value
+    of the data leaves |z| <= 10 (`FAR`):
+
+    - A dim that rests (its percentiles are less than 1/50 of its extremes apart, or it is constant in all but a few
+      frames) is normalised by its minimum and maximum.
+    - Any other range, and any deviation, is widened around its middle until the farthest value lies at 10.
+
+    Dims that nothing happens to keep openpi's numbers. What a constant dim answers at run time: `normalize`.
     """
+    digest = dataset.digest() if hasattr(dataset, "digest") else ""
 
     def one(s: Summary) -> Stats:
-        rare = (s.q99 - s.q01 <= _CONSTANT) & (s.max > s.min)
-        low, high = np.where(rare, s.min, s.q01), np.where(rare, s.max, s.q99)
-        return Stats(s.mean, s.std, low, high, min=s.min, max=s.max)
+        low, high = np.where(_rests(s), s.min, s.q01), np.where(_rests(s), s.max, s.q99)
+        middle, half = (low + high) / 2, (high - low) / 2
+        far = np.maximum(s.max - middle, middle - s.min)
+        wide = far > FAR * half
+        wide &= s.max > s.min
+        low, high = np.where(wide, middle - far / FAR, low), np.where(wide, middle + far / FAR, high)
+        far = np.maximum(s.max - s.mean, s.mean - s.min)
+        return Stats(s.mean, np.maximum(s.std, far / FAR), low, high, data=digest, min=s.min, max=s.max)
 
     return {key: one(s) for key, s in summaries.items()}
+
+
+def _rests(s: Summary) -> np.ndarray:
+    """Which dims [d] rest, with rare excursions."""
+    return (s.max > s.min) & (s.q99 - s.q01 <= np.maximum((s.max - s.min) / RESTS, _CONSTANT))
 
 
 def summarise(dataset: Any, variant: Any, horizon: int | None = None) -> dict[str, Summary]:
@@ -310,33 +329,35 @@ def _through(steps: Sequence[Any], states: np.ndarray, actions: np.ndarray) -> t
 
 
 def findings(summaries: Mapping[str, Summary], norm: str) -> list[str]:
-    """What a person should look at: constant dims, and values that normalisation throws far out."""
+    """What a person should look at: constant dims, dims that rest, and values far outside the usual range."""
     out = []
+    made = stats_of(summaries)
     for key, s in summaries.items():
-        spread = s.std if norm == "zscore" else s.q99 - s.q01
         fixed = [d for d in range(len(s.mean)) if s.max[d] == s.min[d]]
         if fixed:
             dims = ", ".join(f"{d} ({s.min[d]:g})" for d in fixed)
-            out.append(f"{key}: constant dims {dims}: any other value at run time becomes huge")
+            out.append(f"{key}: constant dims {dims}: the model learns nothing about other values")
+        spread = s.std if norm == "zscore" else (s.q99 - s.q01) / 2
+        middle = s.mean if norm == "zscore" else (s.q01 + s.q99) / 2
         for d in range(len(s.mean)):
             if d in fixed:
                 continue
-            if spread[d] < _CONSTANT:
-                what = "standard deviation" if norm == "zscore" else "range from the 1st to the 99th percentile"
-                out.append(f"{key}[{d}] has a {what} of {spread[d]:g}: rare values become huge")
-            else:
-                far = max(abs(v) for v in _scaled(s, d, norm))
-                if far > 10:
-                    out.append(f"{key}[{d}] reaches {far:.1f} after normalisation: an outlier, or a long tail")
+            at = s.max[d] if s.max[d] - middle[d] >= middle[d] - s.min[d] else s.min[d]
+            name, reach = f"{key}[{d}]", abs(at - middle[d]) / max(spread[d], 1e-300)
+            if norm != "zscore" and _rests(s)[d]:
+                share = 1 - s.below[d] - s.above[d]
+                out.append(
+                    f"{name} rests: {share:.1%} of its values lie in [{s.q01[d]:.4g}, {s.q99[d]:.4g}], others reach "
+                    f"{at:.4g}: normalised by its extremes (repair or drop the frames if they are faults)"
+                )
+            elif reach > FAR:
+                low, high = (x[d] for x in (made[key].q01, made[key].q99)) if norm != "zscore" else (None, None)
+                new = f"std {made[key].std[d]:.4g}" if low is None else f"[{low:.4g}, {high:.4g}]"
+                out.append(
+                    f"{name} reaches {at:.4g}, {reach:.1f} times its usual range: an outlier, or a long tail; its "
+                    f"range is widened to {new}"
+                )
     return out
-
-
-def _scaled(s: Summary, d: int, norm: str) -> tuple[float, float]:
-    if norm == "zscore":
-        low, high = ((v - s.mean[d]) / (s.std[d] + 1e-6) for v in (s.min[d], s.max[d]))
-    else:
-        low, high = ((v - s.q01[d]) / (s.q99[d] - s.q01[d] + 1e-6) * 2 - 1 for v in (s.min[d], s.max[d]))
-    return float(low), float(high)
 
 
 def report(summaries: Mapping[str, Summary], names: Mapping[str, Sequence[str]] | None = None) -> list[tuple[str, ...]]:
