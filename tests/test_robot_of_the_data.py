@@ -76,3 +76,54 @@ def test_statistics_are_of_the_adapter_that_training_takes(tmp_path, capsys):
         assert main([*words, *(() if model else sets)]) == 0
         assert json.loads((tmp_path / "s.json").read_text())["vla"]["robot"]["part"] == "aloha"
         assert "robot adapter: aloha" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_fine_tuning_on_other_names_is_refused_and_what_it_says_works_when_typed(tmp_path, capsys):
+    import json
+    import re
+    import shlex
+
+    import numpy as np
+
+    from vla.cli import main
+    from vla.datasets import DatasetInfo, create_dataset
+
+    for needed in ("torch", "vla_dataset_lerobot"):
+        pytest.importorskip(needed)
+
+    def data(name, names=("x", "y"), hz=10, camera="front"):
+        info = DatasetInfo({camera: (16, 16)}, 2, 2, hz, action_names=names)
+        with create_dataset(tmp_path / name, info) as writer:
+            for i in range(8):
+                frame = {"images": {camera: np.zeros((16, 16, 3), np.uint8)}, "prompt": "go"}
+                writer.add({**frame, "state": np.full(2, i / 9), "action": np.full(2, i / 9)})
+            writer.end_episode()
+        return str(tmp_path / name)
+
+    words = ["--steps", "1", "--batch-size", "2", "--no-progress", "--overwrite"]
+    sets = ("spec.image_size=[32,32]", 'spec.cameras=["front"]', "backbone.llm.depth=1", "backbone.vision.depth=1")
+    small = ["--type", "pi0", "--preset", "tiny", *(w for s in sets for w in ("--set", s))]
+    first = data("first")
+    assert main(["train", *small, "--data", first, "--out", str(tmp_path / "run"), *words]) == 0
+    record = json.loads((tmp_path / "run/model/record.json").read_text())
+    assert record["embodiment"] == {
+        "cameras": ["front"], "state_dim": 2, "action_dim": 2, "action_names": ["x", "y"], "hz": 10.0
+    }  # fmt: skip
+    tune = ["train", str(tmp_path / "run"), "--out", str(tmp_path / "tuned"), *words]
+    for name, changes in (
+        ("swapped", {"names": ("y", "x")}), ("fast", {"hz": 30}), ("renamed", {"camera": "top"}),
+    ):  # fmt: skip
+        other = data(name, **changes)
+        capsys.readouterr()
+        assert main([*tune, "--data", other]) == 2
+        fix = re.search(r"fix: +(.*)", capsys.readouterr().err).group(1)
+        way = shlex.split(re.search(r"if it means the same: (.*); to train", fix).group(1))
+        assert main([*tune, "--data", other, *way]) == 0, way
+        assert main([*tune, "--data", other, "--allow-change"]) == (2 if name == "renamed" else 0)  # no camera is left
+        capsys.readouterr()
+        mix = ["train", *small, "--data", first, "--data", other, "--out", str(tmp_path / "mixed"), *words]
+        assert main(mix) == 2
+        fix = re.search(r"fix: +(.*)", capsys.readouterr().err).group(1)
+        way = shlex.split(fix.partition("if they mean the same: ")[2])
+        assert way and main([*mix, *way]) == 0, way

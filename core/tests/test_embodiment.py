@@ -143,16 +143,24 @@ def test_a_mixture_of_two_meanings_is_refused_and_the_way_out_works():
     slow, fast = Counting((4,), 10.0), Counting((9,), 30.0)
     with pytest.raises(DataError, match="hz: 10 in 10 Hz, 30 in 30 Hz") as caught:
         Mixture([(slow, 1.0), (fast, 1.0)])
-    assert "stride = 3 for that at 30 Hz" in str(caught.value)
+    assert "--set data.1.stride=3" in str(caught.value)
     assert len(Mixture([(slow, 1.0), (EveryNth(fast, 3), 1.0)])) == 7
     named = [Counting((4,), action_names=(name,), source=name) for name in ("x", "y")]
     with pytest.raises(DataError, match=r"action_names: \['x'\] in x, \['y'\] in y"):
         Mixture([(d, 1.0) for d in named])
     with pytest.raises(DataError, match="cameras: .*'front'.*'top'"):
         Mixture([(slow, 1.0), (Counting((4,), 10.0, cameras={"top": (2, 2)}), 1.0)])
-    assert "stride = 5 for that at 50 Hz and stride = 3 for that at 30 Hz" in ways_out(
-        evolve(ARM, hz=50.0), evolve(ARM, hz=30.0)
-    )
+    with pytest.raises(DataError, match="cameras"):  # what the first does not say, the others do
+        Mixture([(Counting((4,), cameras={}), 1.0), *((Counting((4,), cameras={c: (2, 2)}), 1.0) for c in ("a", "b"))])
+
+
+def test_the_ways_out_are_what_to_type():
+    other = evolve(ARM, action_names=("a b", "c"), cameras=("front", "hand"), hz=10.0)
+    way = ways_out(ARM, other)
+    assert way == '--set \'data.action_names=["x", "y"]\' --set \'data.cameras=["front", "wrist=hand"]\''
+    assert ways_out(evolve(ARM, hz=10.0), ARM) == "--set data.stride=3"
+    assert ways_out(evolve(ARM, hz=50.0), ARM, "data.1", "data.0") == "--set data.0.stride=5 --set data.1.stride=3"
+    assert ways_out(ARM, evolve(ARM, action_units=("mm", "m"), robot="leg")) == ""
 
 
 def test_a_model_is_not_fine_tuned_on_another_robot_unasked():

@@ -12,15 +12,18 @@ A raw sample is what a robot saw and did at one frame, in the robot's own units 
 from __future__ import annotations
 
 import difflib
+import json
 import os
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from attrs import evolve, field, frozen
 
-from vla.embodiment import Embodiment, check_same, same_rate
+from vla.embodiment import Embodiment, check_same, differences, same_rate
 from vla.errors import DataError, PartError, SettingsError, VlaError
 
 DEFAULT_FORMAT = "lerobot"
@@ -331,15 +334,27 @@ def check_cameras(wanted: Sequence[str] | None, have: Iterable[str], where: str)
     return list(wanted)
 
 
-def ways_out(mine: DatasetInfo | Embodiment, theirs: DatasetInfo | Embodiment) -> str:
-    """The settings of data by which it comes to mean what another side means, if it does."""
-    out = 'action_names = [...], state_names = [...], cameras = ["new=old"]'
-    if mine.hz and theirs.hz and not same_rate(mine.hz, theirs.hz):
-        meet = [(n, m) for n in range(1, 21) for m in range(1, 21) if same_rate(mine.hz / n, theirs.hz / m)]
-        strides = zip(meet[0], (mine.hz, theirs.hz), strict=True) if meet else ()
-        way = " and ".join(f"stride = {n} for that at {hz:g} Hz" for n, hz in strides if n > 1)
-        out += f", {way} (every n-th frame)" if way else f"; rates of {mine.hz:g} and {theirs.hz:g} Hz do not meet"
-    return out
+def ways_out(mine: Embodiment, theirs: Embodiment, they: str = "data", me: str = "") -> str:
+    """What to type so that data says what another side says, if it means the same; "": nothing would do.
+
+    Args:
+        they: what settings of the data begin with.
+        me: what those of the other side begin with, if it is data too.
+    """
+    words = []
+    for name in (d.field for d in differences(mine, theirs)):
+        if name in ("state_names", "action_names") and len(getattr(mine, name)) == len(getattr(theirs, name)):
+            words.append(f"{they}.{name}={json.dumps(getattr(mine, name))}")
+        if name == "cameras":
+            new, old = ([c for c in a if c not in b] for a, b in permutations((mine.cameras, theirs.cameras)))
+            if len(new) == len(old) == 1:
+                named = [f"{new[0]}={c}" if c in old else c for c in theirs.cameras]
+                words.append(f"{they}.cameras={json.dumps(named)}")
+        if name == "hz":
+            meet = ((n, m) for n in range(1, 21 if me else 2) for m in range(1, 21))
+            n, m = next(((n, m) for n, m in meet if same_rate(mine.hz / n, theirs.hz / m)), (1, 1))
+            words += [f"{side}.stride={k}" for side, k in ((me, n), (they, m)) if k > 1]
+    return " ".join(f"--set {shlex.quote(word)}" for word in words)
 
 
 class EveryNth:
@@ -421,11 +436,13 @@ class Mixture:
                         expected=f"{getattr(first, name)!r} as in {first.source}",
                         fix="mix datasets of one robot",
                     )
-            check_same(
-                Embodiment.of(first), Embodiment.of(other), first.source, other.source,
-                fix=f"mix data of one robot; if these mean the same, set for one of them: {ways_out(first, other)}",
-            )  # fmt: skip
         infos = [dataset.info for dataset in self.datasets]
+        for (i, one), (j, other) in combinations(enumerate(infos), 2):
+            a, b = Embodiment.of(one), Embodiment.of(other)
+            way = ways_out(a, b, f"data.{j}", f"data.{i}")
+            check_same(
+                a, b, one.source, other.source, f"mix data of one robot{way and f'; if they mean the same: {way}'}"
+            )
         self.info = evolve(
             first,
             cameras={name: size for info in reversed(infos) for name, size in info.cameras.items()},

@@ -265,8 +265,9 @@ def check_same_robot(
     mine = Embodiment.from_table(record["embodiment"])
     theirs = Embodiment.of(dataset.info)
     if not allow_change:
-        fix = f"if it means the same, set what the data should say, e.g. --set data.stride=2: {ways_out(mine, theirs)}"
-        check_same(mine, theirs, "the model", "the data", f"{fix}; to train for another robot: --allow-change")
+        way = ways_out(mine, theirs)
+        fix = f"{way and f'if it means the same: {way}; '}to train for another robot: --allow-change"
+        check_same(mine, theirs, "the model", "the data", fix)
     for difference in differences(mine, theirs):
         note(f"the model was trained for another robot: {difference} in the data")
 

@@ -163,7 +163,7 @@ class CheckRow:
                     field=name,
                     got=f"{x.shape[-1]} values",
                     expected=want,
-                    fix="choose the adapter of this robot, --robot NAME, and statistics of this data",
+                    fix="send what was recorded; another robot has its own adapter, --robot NAME, and statistics",
                 )
             if not np.isfinite(x).all():
                 bad = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
