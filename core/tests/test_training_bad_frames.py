@@ -58,11 +58,11 @@ def test_without_a_budget_the_frame_is_named_with_the_way_out_which_works(tmp_pa
         run(tmp_path / "run", config, [bad])
     text = str(caught.value)
     assert f"film.mp4 (frame {bad % 9} of episode {bad // 9}) (frame {bad} of the data)" in text
-    assert "copy the file again; or let other frames stand in: --skip-bad 0.03" in text and "at 1.0 s" in text
+    assert "copy the file again; or let other frames stand in: --skip-bad 0.001" in text and "at 1.0 s" in text
     assert checkpoints.checkpoint_steps(tmp_path / "run") == [3, 5]
     with pytest.raises(DataError):  # the same frame again, while nothing is said
         run(tmp_path / "run", config, [bad], resume=True)
-    done = run(tmp_path / "run", world.config(8, save_every=3, skip_bad=0.03), [bad], resume=True)
+    done = run(tmp_path / "run", world.config(8, save_every=3, skip_bad=0.001), [bad], resume=True)
     assert done.step == 8
     [report] = read_metrics(tmp_path / "run", "bad_frame")
     assert report["frame"] == bad and report["step"] == 5 and "film.mp4" in report["text"]
@@ -131,6 +131,7 @@ def test_held_out_frames_too(tmp_path):
 
 def test_budgets_that_are_advised_are_enough_and_taken():
     for frames in (1, 7, 45, 999, 10**6):
+        assert allowed(0.0, frames) == 0 and allowed(0.001, frames) == max(1, frames // 1000)
         for count in {1, 2, max(1, frames // 3)}:
             share = float(budget_for(count, frames))
             assert 0.001 <= share < 1 and (allowed(share, frames) >= count or share == 0.99)

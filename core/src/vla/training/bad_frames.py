@@ -37,12 +37,14 @@ def over_budget(bad: Collection[int], error: DataError, budget: float, frames: i
 
 
 def allowed(budget: float, frames: int) -> int:
-    """How many frames may be bad."""
-    return math.floor(budget * frames * (1 + 1e-9))
+    """How many frames may be bad: one at least, unless the budget is 0."""
+    return max(math.floor(budget * frames * (1 + 1e-9)), int(budget > 0))
 
 
 def budget_for(count: int, frames: int) -> str:
     """A share of the frames, with one digit, that allows so many bad ones; 0.001 or more."""
+    if count == 1:
+        return "0.001"
     for digits in range(3, -1, -1):
         share = math.ceil(count / frames * 10**digits - 1e-9) / 10**digits
         if share <= 10 * 10**-digits or digits == 0:

@@ -115,8 +115,8 @@ class TrainConfig:
         val_every: steps between validations; 0 validates at the end only.
         val_batches: batches per validation.
         max_bad_steps: stop after this many steps in a row whose loss or gradient is not finite.
-        skip_bad: share of the frames that may turn out unreadable: they are reported, counted and left out, and others
-            stand in for them, the same whenever a step is made again. 0: the first one ends the run.
+        skip_bad: share of the frames, and one at least, that may turn out unreadable: they are reported, counted and
+            left out, and others stand in, the same whenever a step is made again. 0: the first one ends the run.
         workers: threads that prepare batches. 0: chosen by the number of cores.
         prefetch: batches prepared ahead.
         cache_gb: memory for prepared samples; a sample in it is decoded, resized and tokenised once only.

@@ -123,6 +123,16 @@ def test_clocks_that_start_elsewhere_need_both_to_say_so(tmp_path):
     assert agrees(open_dataset(root, {"check_fps": False}))
 
 
+def test_an_end_that_is_the_last_picture_and_a_start_that_is_rounded(tmp_path):
+    def rounded(row):
+        begin = row[f"videos/{CAMERA}/from_timestamp"]
+        row[f"videos/{CAMERA}/from_timestamp"] = begin + (0.004 if begin else 0)
+        row[f"videos/{CAMERA}/to_timestamp"] = begin + (row["length"] - 1) / FPS
+
+    assert agrees(open_dataset(make(tmp_path / "set", V30, episode=rounded)))
+    assert agrees(open_dataset(make(tmp_path / "b", V30, episode=rounded), {"check_fps": False}))
+
+
 def test_the_nearest_picture_of_a_video_at_another_rate(tmp_path):
     root = make(tmp_path / "set", V21, (6, 6))
     for e in range(2):  # the right one stands between two others

@@ -141,8 +141,8 @@ def _placed(clip: Clip, row: Rows, film: Film, meta: Meta, after: float, ordered
         return evolve(clip, start=begin, moments=held)
     last = clip.start + row.begin + length
     fits = clip.start + row.begin >= max(begin, film.start) - half and last <= film.last + half
-    if not own_file:  # beyond are pictures of the next episode
-        fits = fits and last <= end - step + half
+    if not own_file:  # beyond are pictures of the next episode; some writers note the last picture as the end
+        fits = fits and last <= max(end - step, min(end, after - step)) + half
     whole = not ordered and len(held) == row.count and abs(end - begin - row.count * step) <= step + SAME
     if whole and begin + length <= film.last + half and begin >= film.start - half:
         if not fits and row.begin > 0 and last + step <= after + half:
@@ -174,7 +174,8 @@ def _placed(clip: Clip, row: Rows, film: Film, meta: Meta, after: float, ordered
 def _held(film: Film, begin: float, end: float) -> np.ndarray:
     """The times of the pictures in a part of a video."""
     if film.times is not None:
-        first, past = np.searchsorted(film.times, [begin - SAME, end - SAME])
+        margin = 0.25 / film.rate  # from_timestamp is often a sum of rounded lengths
+        first, past = np.searchsorted(film.times, [begin - margin, end - margin])
         return film.times[first:past]
     whole = film.frames and begin <= film.start + SAME and end >= film.end - SAME
     count = film.frames if whole else max(0, round((end - begin) * film.rate))
