@@ -193,3 +193,23 @@ def test_the_command_from_start_to_sigterm(model, tmp_path):
             process.wait()
     said = Path(log).read_text()
     assert "shutting down" in said and "Traceback" not in said
+
+
+def test_a_chunk_that_the_far_policy_refuses_ends_its_episode_alone(capsys):
+    """As it does here: counted, and the other episodes go on."""
+    from vla.errors import ActionError
+
+    answers = []
+
+    def answer(row):
+        answers.append(row)
+        if len(answers) == 2:
+            raise ActionError("far beyond what was recorded")
+        return {"actions": np.zeros((4, 7))}
+
+    with serving(Echo(fail=answer), {"action_horizon": 4}, max_batch=1) as server:
+        words = [*SHORT, "--episodes", "3", "--num-workers", "0", "--num-envs", "1", "--json"]
+        assert main(["eval", "--policy", server.url, *words]) == 0
+        (found,) = json.loads(capsys.readouterr().out)["evaluations"]
+        refused = [episode.get("refused", "") for episode in found["episodes"]]
+        assert len(found["episodes"]) == 3 and sum("far beyond" in text for text in refused) == 1

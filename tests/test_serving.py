@@ -14,8 +14,7 @@ from vla_client import NoAnswer, OtherModel, RemotePolicy, ServerError, Unreacha
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from vla.errors import DataError, SettingsError
-from vla.policy import ActionError
+from vla.errors import ActionError, DataError, DecodeError, SettingsError
 from vla.serving.metrics import Metrics
 from vla.serving.protocol import Ask
 from vla.serving.server import Options, Server, bind
@@ -257,7 +256,8 @@ def test_observations_that_are_not_finite_never_reach_the_policy(row, where):
 
 def explode(row):
     raise {"data": DataError("the state has another width", field="state", got=3, expected=7, fix="send 7"),
-           "action": ActionError("the model produced a chunk with NaN"), "bug": ZeroDivisionError("/secret/path.py")}[
+           "action": ActionError("the model produced a chunk with NaN"), "far": ActionError("far beyond"),
+           "tokens": DecodeError("no chunk"), "bug": ZeroDivisionError("/secret/path.py")}[
         row["prompt"]
     ]  # fmt: skip
 
@@ -265,11 +265,12 @@ def explode(row):
 def test_what_the_policy_refuses_is_told_and_what_it_breaks_is_logged(caplog):
     with serving(Echo(fail=explode)) as server, RemotePolicy(server.url) as client:
         kinds = {}
-        for prompt in ("data", "action", "bug"):
+        for prompt in ("data", "action", "far", "tokens", "bug"):
             with pytest.raises(ServerError) as caught:
                 client.infer(observation(prompt=prompt))
             kinds[prompt] = caught.value
-        assert [e.kind for e in kinds.values()] == ["BAD_OBSERVATION", "NONFINITE_ACTION", "INTERNAL"]
+        found = [e.kind for e in kinds.values()]
+        assert found == ["BAD_OBSERVATION", "NONFINITE_ACTION", "BAD_ACTION", "BAD_ACTION", "INTERNAL"]
         assert "send 7" in kinds["data"].text and "expected: 7" in kinds["data"].text
         assert "secret" not in kinds["bug"].text and len(kinds["bug"].error) == 8
         assert kinds["bug"].error in caplog.text and "secret" in caplog.text

@@ -27,6 +27,7 @@ KINDS = {
     "STALE": "the deadline passed before it was this request's turn",
     "SUPERSEDED": "a newer observation of the same robot took its place",
     "NONFINITE_ACTION": "the chunk had NaN or infinite values and was not sent",
+    "BAD_ACTION": "the model's answer is no chunk that a robot may execute; it was not sent",
     "DRAINING": "the server is shutting down",
     "INTERNAL": "the policy failed; the server's log has the reason under `error`",
 }

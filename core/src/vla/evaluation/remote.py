@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vla.errors import DataError, SettingsError, VlaError
+from vla.errors import ActionError, DataError, SettingsError, VlaError
 from vla.transforms.group import flatten
 
 PATIENCE = 10.0  # seconds to find the server
@@ -54,6 +54,8 @@ class Remote:
         try:
             return self.client.infer_batch([self._named(row) for row in rows], seeds=seeds)
         except self._errors as error:
+            if getattr(error, "kind", "") in ("BAD_ACTION", "NONFINITE_ACTION"):  # the policy's fault, not the wire's
+                raise ActionError(error.text) from error
             raise DataError(
                 "the server gave no chunk for an observation", field="--policy", got=str(error),
                 fix="look at its log; names are mapped by --send KEY=PATH",

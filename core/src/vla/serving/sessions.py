@@ -21,8 +21,7 @@ import numpy as np
 from attrs import define, field
 from vla_client.wire import ServerError
 
-from vla.errors import VlaError
-from vla.policy import ActionError
+from vla.errors import ActionError, DecodeError, VlaError
 from vla.serving.metrics import Metrics
 from vla.serving.protocol import Ask
 
@@ -296,7 +295,9 @@ class Dispatcher:
         return {**answer, "actions": actions}
 
     def _explained(self, error: Exception) -> ServerError:
-        if isinstance(error, ActionError):
+        if isinstance(error, (ActionError, DecodeError)):  # the policy refused its own chunk, and says why
+            if "NaN" not in error.what:
+                return ServerError("BAD_ACTION", error.what)
             self.metrics.nonfinite.inc()
             return ServerError("NONFINITE_ACTION", error.what)
         if isinstance(error, VlaError):
