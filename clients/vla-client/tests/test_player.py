@@ -180,6 +180,29 @@ def test_asking_happens_in_the_background():
         assert policy.steps[1] == first + 10
 
 
+@pytest.mark.parametrize(("rtc", "told"), [("best", {}), ("guided", {"rtc": "guided"})])
+def test_the_next_chunk_is_told_what_it_goes_on_from(rtc, told):
+    """From the step of its observation on: what is planned, and how much of it an answer's time takes."""
+    asked = []
+
+    class Goes(Policy):
+        def infer(self, obs, *, step, **more):
+            asked.append((step, more))
+            return super().infer(obs, step=step)
+
+    with ChunkPlayer(Goes(), hz=50, fallback="hold", every=10, rtc=rtc) as made:
+        made.tick(OBS)
+        until(lambda: made.ahead)
+        for _ in range(10):
+            made.tick(OBS)
+        until(lambda: len(asked) == 2)
+    (first, nothing), (second, more) = asked
+    assert nothing == {} and second == first + 10
+    prefix, delay = more.pop("prefix"), more.pop("delay")
+    np.testing.assert_array_equal(prefix, chunk(first, 20)[10:])
+    assert 1 <= delay <= len(prefix) and more == told
+
+
 @pytest.mark.parametrize("error", [NoAnswer("slow"), OtherModel("other"), ZeroDivisionError("theirs")])
 def test_errors_are_counted_and_asking_goes_on(error):
     policy = Policy(errors=[error])

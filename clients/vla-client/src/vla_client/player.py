@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,9 @@ class ChunkPlayer:
         max_age: seconds since its observation after which an action is not executed; default: the length of a chunk.
         coast: ticks that "continue" lasts.
         guard: the last check; its interventions are counted.
+        rtc: real-time chunking: the policy is told what will be executed until its answer arrives, so that the new
+            chunk goes on from there. "" for none, "best" for the best way that the policy can do, or the way's name
+            ("guided", ...).
         clock: seconds, monotonic.
     """
 
@@ -70,6 +74,7 @@ class ChunkPlayer:
         max_age: float | None = None,
         coast: int = 5,
         guard: Guard | None = None,
+        rtc: str = "",
         clock: Callable[[], float] = time.monotonic,
     ):
         if fallback not in FALLBACKS:
@@ -85,6 +90,7 @@ class ChunkPlayer:
         self.policy, self.hz, self.fallback, self.coast = policy, float(hz), fallback, coast
         self.stop_action = None if stop_action is None else np.asarray(stop_action, np.float64)
         self.every, self.max_age, self.guard, self.clock = every, max_age, guard or Guard(), clock
+        self.rtc, self._delays = rtc, deque([1], maxlen=10)  # steps that the last answers took
         self.step = -1
         self.error = ""  # what went wrong last; "" again after a chunk
         self.counts: dict[str, int] = {}
@@ -210,6 +216,16 @@ class ChunkPlayer:
         starving = self.step + 1 not in self._buffer
         return self._newest if starving or self._asked < 0 or self._newest[0] - self._asked >= every else None
 
+    def _going_on(self, step: int) -> dict[str, Any]:
+        """What is planned from this step on, and how much of it will be executed before an answer is here."""
+        planned = []
+        while (entry := self._buffer.get(step + len(planned))) is not None:
+            planned.append(entry[2])
+        if not planned:
+            return {}
+        more: dict[str, Any] = {"prefix": np.stack(planned), "delay": min(max(self._delays), len(planned))}
+        return more if self.rtc == "best" else {**more, "rtc": self.rtc}
+
     def _ask_on(self) -> None:
         while True:
             with self._lock:
@@ -219,8 +235,10 @@ class ChunkPlayer:
                     return
                 step, seen, obs = due
                 self._asked = step
+                more = self._going_on(step) if self.rtc else {}
             try:
-                answer = self.policy.infer(obs, step=step)
+                answer = self.policy.infer(obs, step=step, **more)
+                self._delays.append(self.step - step)
                 self.add(step, seen, answer["actions"])
                 self.error = ""
             except (RemoteError, ServerError) as error:

@@ -106,6 +106,7 @@ class RemotePolicy:
         seed: int | None = None,
         prefix: np.ndarray | None = None,
         delay: int | None = None,
+        rtc: str | None = None,
     ) -> dict[str, Any]:
         """A chunk for an observation: {"actions": [t a], ...}.
 
@@ -114,8 +115,10 @@ class RemotePolicy:
             timeout: seconds for this call.
             step: the control step of the observation; comes back in the answer's "vla".
             seed: what the chunk's noise follows from.
-            prefix, delay: real-time chunking: the actions [n a] that will be executed meanwhile, and how many of them
-                are certain. The last four are for servers of ours; others are not sent them.
+            prefix, delay: real-time chunking: the rest of the last chunk [n a] from the step of this observation on,
+                and how many of these steps will be executed before the answer arrives; the new chunk goes on from them.
+            rtc: the way of it, e.g. "guided"; None: the best that the policy can do. The last five are for servers of
+                ours; others are not sent them.
 
         Raises:
             ServerError: the server answered with an error.
@@ -127,7 +130,7 @@ class RemotePolicy:
         with self._lock:
             end = time.monotonic() + patience
             ws = self._connected(end)
-            said: dict[str, Any] = {"step": step, "seed": seed, "delay": delay}
+            said: dict[str, Any] = {"step": step, "seed": seed, "delay": delay, "rtc": rtc}
             said["prefix"] = None if prefix is None else np.asarray(prefix, np.float32)
             said["deadline_ms"] = max(1.0, (end - time.monotonic()) * 1e3)
             said = {key: value for key, value in said.items() if value is not None}

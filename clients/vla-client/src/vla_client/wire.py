@@ -1,8 +1,8 @@
 """What the openpi protocol says beside arrays: typed errors, and one optional key, "vla", that openpi never sends.
 
-A request may bring `{"vla": {"step", "sent", "deadline_ms", "seed", "prefix", "delay"}}` and its answer then brings
-`{"vla": {"step", "sent", "age_ms", "digest"}}`. `sent` is a number of the sender's own clock and comes back as it was:
-no wall clock is ever compared between machines.
+A request may bring `{"vla": {"step", "sent", "deadline_ms", "seed", "prefix", "delay", "rtc"}}` and its answer then
+brings `{"vla": {"step", "sent", "age_ms", "digest"}}`. `sent` is a number of the sender's own clock and comes back as
+it was: no wall clock is ever compared between machines.
 
 An error is a text frame, as in openpi, in one line that a person and a program can read:
 

@@ -99,4 +99,8 @@ def _options(ours: Mapping[str, Any]) -> dict[str, Any]:
         if not np.isfinite(prefix).all():
             raise codec.FrameError('"vla": prefix is not finite')
         options["prefix"] = prefix
+    if (mode := ours.get("rtc")) is not None:
+        if not isinstance(mode, str) or len(mode) > 20:
+            raise codec.FrameError('"vla": rtc is a short word')
+        options["rtc"] = mode
     return options

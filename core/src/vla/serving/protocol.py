@@ -27,7 +27,8 @@ Frame = bytes | str
 class Ask:
     """A chunk is wanted for an observation in the robot's names and units.
 
-    `options`: "seed" (int), "deadline_ms" (float), "step" (int), "prefix" ([n a]) and "delay" (int); all may be absent.
+    `options`: "seed" (int), "deadline_ms" (float), "step" (int), "prefix" ([n a]), "delay" (int) and "rtc" (str)
+    for real-time chunking; all may be absent.
     `token` is the protocol's own.
     """
 

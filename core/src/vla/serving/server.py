@@ -151,9 +151,7 @@ class Server:
         Raises:
             SettingsError: the port is in use.
         """
-        if row is not None:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self.dispatcher._worker, self.dispatcher.warm_up, row)
+        await self.dispatcher.start(row)
         try:
             bound.listen()
         except OSError as error:  # another server was bound there too, and was ready first
@@ -164,9 +162,7 @@ class Server:
             close_timeout=2, server_header=None, logger=logging.getLogger("vla.serve.websockets"),
         )  # fmt: skip
         self.port = bound.getsockname()[1]
-        self._chores = [asyncio.create_task(chore()) for chore in (self.dispatcher.run, self._lag)]
-        for chore in self._chores:
-            chore.add_done_callback(_complain)
+        self._chores = [asyncio.create_task(self._lag())]
 
     async def stop(self) -> None:
         """Take nothing new, finish what was taken, say goodbye (1001)."""
@@ -382,9 +378,3 @@ def respond(status: int, body: str | bytes, kind: str = "text/plain; charset=utf
 
 def _summary(session: Session) -> str:
     return ", ".join(f"{n} {kind}" for kind, n in sorted(session.counts.items())) or "it asked nothing"
-
-
-def _complain(task: asyncio.Task[None]) -> None:
-    """A chore that ends by itself is a fault: say so, and end the process's pretence that it serves."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.critical("the server's own loop failed", exc_info=error)

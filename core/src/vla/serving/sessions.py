@@ -1,5 +1,8 @@
 """Robots and their turns: one inference thread, one waiting request per robot, round robin between robots.
 
+The inference thread takes the next request itself as soon as a pass has ended, so that a busy event loop costs the
+accelerator nothing; results go back to the loop. What both touch is under one lock, held for microseconds.
+
 A robot that sends a newer observation replaces the one that waits. When a turn comes, robots that wait are taken
 together if one forward pass for all is known to be faster (measured at warm-up, kept up to date). Nobody waits past a
 deadline: an answer, or a typed error, always comes.
@@ -10,11 +13,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -38,7 +41,6 @@ class Request:
     deadline: float  # monotonic
     future: asyncio.Future[dict[str, Any]]
     timer: asyncio.TimerHandle | None = None
-    started: float = 0.0
 
 
 @define(eq=False)
@@ -88,8 +90,9 @@ class Dispatcher:
         self.busy_since: float | None = None
         self._turns: deque[Session] = deque()
         self._numbers = itertools.count(1)
-        self._wake = asyncio.Event()
-        self._worker = ThreadPoolExecutor(1, "vla-infer")
+        self._lock = threading.Condition()
+        self._over = False
+        self._broken = False
 
     # ---- robots -----------------------------------------------------------------------------------------------------
 
@@ -105,13 +108,14 @@ class Dispatcher:
             raise ServerError("BUSY", f"all {self.max_sessions} places are taken", retry_after_ms=1000)
         session = Session(next(self._numbers), peer)
         self.sessions[session.number] = session
-        self.metrics.sessions.set(len(self.sessions))
         self.join(session)
+        self.metrics.sessions.set(len(self.sessions))
         return session
 
     def join(self, session: Session) -> None:
         """Give a session turns, without a place: the page's own requests."""
-        self._turns.append(session)
+        with self._lock:
+            self._turns.append(session)
 
     def idlest(self) -> Session | None:
         """The robot that has asked nothing for the longest, if that is longer than `idle`."""
@@ -122,9 +126,10 @@ class Dispatcher:
     def close(self, session: Session) -> None:
         """The robot is gone; a result that is under way is dropped."""
         self.sessions.pop(session.number, None)
-        if session in self._turns:
-            self._turns.remove(session)
-            self._drop(session, None)
+        with self._lock:
+            if session in self._turns:
+                self._turns.remove(session)
+        self._drop(session, None)
         self.metrics.sessions.set(len(self.sessions))
 
     # ---- requests ---------------------------------------------------------------------------------------------------
@@ -153,9 +158,11 @@ class Dispatcher:
             self._drop(session, ServerError("SUPERSEDED", "a newer observation of this robot came"))
             request = Request(ask, now, now + patience, loop.create_future())
             request.timer = loop.call_at(loop.time() + patience, self._expire, session, request)
-            session.waiting, session.row, session.step = request, ask.row, ask.options.get("step")
+            session.row, session.step = ask.row, ask.options.get("step")
             self.metrics.waiting.inc()
-            self._wake.set()
+            with self._lock:
+                session.waiting = request
+                self._lock.notify()
             answer = await request.future
             total = time.monotonic() - now
             session.times.append(total)
@@ -178,10 +185,10 @@ class Dispatcher:
         session.draws = 0
 
     def _drop(self, session: Session, error: ServerError | None) -> None:
-        request = session.waiting
+        with self._lock:  # from here on the inference thread cannot take it
+            request, session.waiting = session.waiting, None
         if request is None:
             return
-        session.waiting = None
         self.metrics.waiting.dec()
         if request.timer:
             request.timer.cancel()
@@ -197,10 +204,11 @@ class Dispatcher:
         """Seconds until the turn of this robot, from what forward passes took."""
         if not self.costs:
             return 0.0
-        ahead = sum(s.waiting is not None for s in self._turns if s is not session)
-        running = 0.0
-        if self.busy_since is not None:
-            running = max(0.0, self.costs[1] - (time.monotonic() - self.busy_since))
+        with self._lock:
+            ahead = sum(s.waiting is not None for s in self._turns if s is not session)
+        running, since = 0.0, self.busy_since
+        if since is not None:
+            running = max(0.0, self.costs[1] - (time.monotonic() - since))
         size = self.rows_for(ahead)
         return running + (ahead / size * self.costs[size] if ahead else 0.0)
 
@@ -211,38 +219,62 @@ class Dispatcher:
         useful = [n for n in self.costs if 1 < n <= waiting and self.costs[n] < (n + 1) / 2 * self.costs[1]]
         return min(useful, key=lambda n: self.costs[n] / n, default=1)
 
-    async def run(self) -> None:
-        """Serve turns until cancelled."""
+    async def start(self, row: Mapping[str, Any] | None = None) -> None:
+        """Start the inference thread; it warms the policy up with this observation first.
+
+        Raises:
+            VlaError: what the policy has to say about the observation.
+        """
         loop = asyncio.get_running_loop()
-        while True:
-            await self._wake.wait()
-            chosen = self._choose()
-            if not chosen:
-                self._wake.clear()
+        ready: asyncio.Future[None] = loop.create_future()
+        threading.Thread(target=self._work, args=(loop, ready, row), name="vla-infer", daemon=True).start()
+        await ready
+
+    def _work(self, loop: asyncio.AbstractEventLoop, ready: asyncio.Future[None], row: Any) -> None:
+        """The inference thread."""
+        try:
+            if row is not None:
+                self.warm_up(row)
+        except BaseException as error:
+            loop.call_soon_threadsafe(ready.set_exception, error)
+            return
+        loop.call_soon_threadsafe(ready.set_result, None)
+        try:
+            while True:
+                with self._lock:
+                    while not (chosen := self._choose()) and not self._over:
+                        self._lock.wait()
+                if not chosen:
+                    return
+                asks = [request.ask for _, request in chosen]
+                seeds = [self._seed_of(session, request.ask) for session, request in chosen]
+                self.busy_since = began = time.monotonic()
+                answers = self.forward(asks, seeds)
+                took, self.busy_since = time.monotonic() - began, None
+                self._learn(len(asks), took)
+                loop.call_soon_threadsafe(self._deliver, chosen, answers, began, took)
+        except BaseException:
+            self._broken = True
+            log.critical("the inference thread ended; the server is not ready any more", exc_info=True)
+
+    def _deliver(self, chosen: list[tuple[Session, Request]], answers: list[Any], began: float, took: float) -> None:
+        """Hand the results of a pass out, on the loop."""
+        for (session, request), answer in zip(chosen, answers, strict=True):
+            session.running = False
+            self.metrics.waiting.dec()
+            self.metrics.wait.observe(began - request.arrived)
+            if request.timer:
+                request.timer.cancel()
+            if request.future.done():  # the robot went away
                 continue
-            asks = [request.ask for _, request in chosen]
-            seeds = [self._seed_of(session, request.ask) for session, request in chosen]
-            self.busy_since = began = time.monotonic()
-            for _, request in chosen:
-                request.started = began
-                self.metrics.wait.observe(began - request.arrived)
-            try:
-                answers = await loop.run_in_executor(self._worker, self.forward, asks, seeds)
-            finally:
-                self.busy_since = None
-            self._learn(len(asks), time.monotonic() - began)
-            for (session, request), answer in zip(chosen, answers, strict=True):
-                session.running = False
-                if request.future.done():  # the robot went away
-                    continue
-                if isinstance(answer, ServerError):
-                    request.future.set_exception(answer)
-                else:
-                    timing = {"infer_ms": (time.monotonic() - began) * 1e3, "batch": len(asks)}
-                    timing["queue_ms"] = (began - request.arrived) * 1e3
-                    request.future.set_result({**answer, "server_timing": timing})
+            if isinstance(answer, ServerError):
+                request.future.set_exception(answer)
+            else:
+                timing = {"infer_ms": took * 1e3, "batch": len(chosen), "queue_ms": (began - request.arrived) * 1e3}
+                request.future.set_result({**answer, "server_timing": timing})
 
     def _choose(self) -> list[tuple[Session, Request]]:
+        """Whose turn it is, with the lock held; they wait no longer."""
         waiting = [session for session in self._turns if session.waiting is not None]
         chosen = []
         for session in waiting[: self.rows_for(len(waiting))]:
@@ -250,9 +282,6 @@ class Dispatcher:
             assert request is not None
             session.waiting, session.running = None, True
             session.draws += 1
-            self.metrics.waiting.dec()
-            if request.timer:
-                request.timer.cancel()
             self._turns.remove(session)
             self._turns.append(session)
             chosen.append((session, request))
@@ -266,10 +295,11 @@ class Dispatcher:
         """A pass with a size that was warmed up took so long; an outlier weighs little."""
         self.metrics.infer.observe(seconds)
         self.metrics.batch.observe(rows)
+        old = self.costs.get(rows)
         if not self.costs:
-            self.costs[1] = seconds
-        elif rows in self.costs:
-            self.costs[rows] += 0.1 * (min(seconds, 2 * self.costs[rows]) - self.costs[rows])
+            self.costs = {1: seconds}
+        elif old is not None:  # a new table: the loop may be reading the old one
+            self.costs = {**self.costs, rows: old + 0.1 * (min(seconds, 2 * old) - old)}
 
     # ---- in the inference thread ------------------------------------------------------------------------------------
 
@@ -323,8 +353,9 @@ class Dispatcher:
 
     @property
     def stuck(self) -> bool:
-        """Whether the forward pass under way does not end."""
-        return self.busy_since is not None and time.monotonic() - self.busy_since > STUCK
+        """Whether the forward pass under way does not end, or the inference thread has ended."""
+        since = self.busy_since
+        return self._broken or (since is not None and time.monotonic() - since > STUCK)
 
     async def drain(self, seconds: float) -> None:
         """Take nothing more; wait until what was taken is answered."""
@@ -332,17 +363,25 @@ class Dispatcher:
         end = time.monotonic() + seconds
         while time.monotonic() < end and any(s.waiting or s.running for s in self._turns):
             await asyncio.sleep(0.01)
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            self._over = True
+            self._lock.notify_all()
 
 
 def extras(asks: Sequence[Ask]) -> dict[str, Any]:
-    """What requests bring beside the observation, as further arguments of `infer_batch`, only when one brings it."""
-    found = {}
-    for name, argument in (("prefix", "prefixes"), ("delay", "delays")):
-        values = [ask.options.get(name) for ask in asks]
-        if any(value is not None for value in values):
-            found[argument] = values
-    return found
+    """What requests bring for real-time chunking, as further arguments of `infer_batch`; none when none brings it.
+
+    Raises:
+        ServerError: they want different ways of it, which one pass cannot give; each then gets a pass of its own.
+    """
+    if all(ask.options.get("prefix") is None for ask in asks):
+        return {}
+    modes = {ask.options.get("rtc", "") for ask in asks if ask.options.get("prefix") is not None}
+    if len(modes) > 1:
+        raise ServerError("INTERNAL", f"one pass, {len(modes)} ways of real-time chunking")
+    found: dict[str, Any] = {"prefixes": [ask.options.get("prefix") for ask in asks]}
+    found["delays"] = [ask.options.get("delay", 0) for ask in asks]
+    return {**found, "rtc": mode} if (mode := modes.pop()) else found
 
 
 def check_finite(row: Mapping[str, Any], path: str = "") -> None:
