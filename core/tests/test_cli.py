@@ -145,7 +145,7 @@ def test_show_a_file_and_a_folder(world, tmp_path, capsys):
     assert main(["show", str(tmp_path / "variant.toml"), "--no-sizes"]) == 0
     assert capsys.readouterr().out.count("who sees whom") == 2
     assert main(["show", str(tmp_path / "nothing.toml")]) == 2
-    assert "cannot be read" in capsys.readouterr().err
+    assert "no such variant file" in capsys.readouterr().err
 
 
 def test_show_a_part(world, capsys):

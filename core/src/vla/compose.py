@@ -16,9 +16,10 @@ from attrs import asdict, evolve, frozen
 
 from vla import registry
 from vla.contracts import Spec
-from vla.errors import PartError, SettingsError, StoreError, VlaError
+from vla.errors import PartError, SettingsError, StoreError
+from vla.layout import Layout
 from vla.model_types import find_type
-from vla.parts import TOP_SLOTS, Expert, Need, Part
+from vla.parts import TESTS, TOP_SLOTS, Expert, Need, Part
 from vla.reading import MOST_TOML, parse_toml, read_text
 from vla.settings import fields_of, parse_sets, structure, to_toml
 from vla.tree import (
@@ -58,6 +59,8 @@ class Chosen:
             PartError: the plugin's own code fails.
         """
         offers = self._ask("offers", self.part.offers, {slot: c.offers for slot, c in self.inner.items()})
+        if not isinstance(offers, Mapping):
+            raise self._fails("offers", f"a {type(offers).__name__}, not a mapping of facets")
         if self.part.layout is None:
             return offers
         return {"backbone_sees_experts": self.layout().backbone_sees_experts, **offers}
@@ -65,20 +68,26 @@ class Chosen:
     def _ask(self, what: str, function: Any, inner: Mapping[str, Any]) -> Any:
         """Run a plugin's function of (settings, inner). A `VlaError` passes; anything else names the plugin."""
         try:
-            return function(self.settings, inner)
-        except VlaError:
-            raise
-        except Exception as error:
-            raise PartError(
-                f"{self.part.kind} {self.part.name!r} ({self.dist or 'given as an object'}) fails in its {what}",
-                got=f"{type(error).__name__}: {error}",
-                fix="report this to its authors; `vla doctor` shows the traceback",
-            ) from error
+            with registry.foreign():
+                return function(self.settings, inner)
+        except registry.ForeignError as error:
+            raise self._fails(what, str(error)) from error.__cause__
+
+    def _fails(self, what: str, reason: str) -> PartError:
+        """The error about a plugin whose own code, or what it gives, is wrong."""
+        return PartError(
+            f"{self.part.kind} {self.part.name!r} ({self.dist or 'given as an object'}) fails in its {what}",
+            got=reason,
+            fix="report this to its authors; `vla doctor` shows the traceback",
+        )
 
     @functools.cached_property
     def needs(self) -> tuple[Need, ...]:
         """What this part relies on, under its settings."""
-        return tuple(self._ask("needs", lambda settings, _: self.part.needs_of(settings), {}))
+        found = self._ask("needs", lambda settings, _: tuple(self.part.needs_of(settings)), {})
+        if odd := [need for need in found if not isinstance(need, Need) or need.test not in TESTS]:
+            raise self._fails("needs", f"{odd[0]!r:.120} is no need: make it with vla.at_least, equals, has or is_true")
+        return found
 
     def layout(self) -> Any:
         """The layout of a head, with those of its inner heads joined in as it says."""
@@ -88,13 +97,19 @@ class Chosen:
                 field="head",
             )
         inner = {slot: c.layout() for slot, c in self.inner.items() if c.part.layout is not None}
-        return self._ask("layout", self.part.layout, inner)
+        layout = self._ask("layout", self.part.layout, inner)
+        if not isinstance(layout, Layout):
+            raise self._fails("layout", f"a {type(layout).__name__}, not a vla.Layout")
+        return layout
 
     def experts(self) -> Mapping[str, Expert]:
         """The experts a head adds beside the backbone's."""
         if self.part.experts is None:
             return {}
-        return self._ask("experts", self.part.experts, {slot: c.experts() for slot, c in self.inner.items()})
+        experts = self._ask("experts", self.part.experts, {slot: c.experts() for slot, c in self.inner.items()})
+        if not isinstance(experts, Mapping) or not all(isinstance(e, Expert) for e in experts.values()):
+            raise self._fails("experts", f"a {type(experts).__name__}, not a mapping of names to vla.Expert")
+        return experts
 
     def walk(self, path: str) -> Iterator[tuple[str, Chosen]]:
         """This node and all below it, with their paths (`head`, `head.tokens`, ...)."""

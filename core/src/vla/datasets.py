@@ -16,6 +16,7 @@ import json
 import os
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -25,6 +26,7 @@ from attrs import evolve, field, frozen
 
 from vla.embodiment import Embodiment, check_same, differences, same_rate
 from vla.errors import DataError, PartError, SettingsError, VlaError
+from vla.reading import reading
 
 DEFAULT_FORMAT = "lerobot"
 
@@ -240,10 +242,26 @@ def _refuse_misspelt(text: str, part: str, names: Collection[str]) -> None:
         )  # fmt: skip
 
 
+_on_demand: ContextVar[bool] = ContextVar("on_demand", default=True)
+
+
+def check_on_demand(what: str) -> None:
+    """Called by datasets that make their data when it is not there, before they do.
+
+    Raises:
+        DataError: a model's record asked for it, not the user.
+    """
+    if not _on_demand.get():
+        raise DataError(
+            f"{what} are not recorded here, and the record of a model starts no recording", field="--data",
+            fix="add --data, which records them",
+        )  # fmt: skip
+
+
 def open_recorded(record: Mapping[str, Any]) -> Dataset:
     """The data that a model was trained on, as its record names it (`source`, and `data`, its digest).
 
-    Nothing is made at a path that comes with a model: demonstrations that a dataset makes on demand go to its cache.
+    A record may come from a stranger: it opens what is here, and never starts a recording.
 
     Raises:
         DataError: the record does not name it, it is not here any more, or it is other data now.
@@ -253,11 +271,13 @@ def open_recorded(record: Mapping[str, Any]) -> Dataset:
         raise DataError(
             "the model does not say where the data is that it was trained on", field="--data", fix="add --data DATA"
         )
-    table = source_table(source)
+    recording = _on_demand.set(False)
     try:
-        for one in table.get("mixture", [table]):
-            if one["part"] != DEFAULT_FORMAT and one.get("path") and not Path(one["path"]).exists():
-                raise DataError("no such folder", field="path", got=one["path"])
+        with reading("the record of a model is damaged", "source", DataError):
+            table = source_table(source)
+            for one in table.get("mixture", [table]):
+                if one["part"] != DEFAULT_FORMAT and one.get("path") and not os.path.exists(one["path"]):
+                    raise DataError("no such folder", field="path", got=one["path"])
         dataset = open_dataset(table)
     except (VlaError, OSError) as error:
         raise DataError(
@@ -266,6 +286,8 @@ def open_recorded(record: Mapping[str, Any]) -> Dataset:
             got=f"{source}: {str(error).splitlines()[0]}",
             fix="add --data DATA, where it is now",
         ) from error
+    finally:
+        _on_demand.reset(recording)
     if dataset.digest() != record.get("data"):
         raise DataError(
             "this is other data now than the model was trained on", field="--data", got=source,

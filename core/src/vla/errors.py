@@ -42,13 +42,23 @@ class VlaError(Exception):
         return "\n".join(lines)
 
 
+def printable(text: str) -> str:
+    """Text without control characters, which in a terminal move, colour, hide and rename: they are spelled out.
+
+    Names and texts come from files of strangers; whatever prints them calls this. Lines and tabs stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _brief(value: Any, most: int = MOST_SHOWN) -> str:
     """The text of a value; what comes from a file may be of any length."""
     try:
         text = str(value)
     except ValueError:  # a whole number of more digits than Python prints
         return "a number of thousands of digits"
-    return text if len(text) <= most else f"{text[: most // 2]} ... ({len(text):,} characters)"
+    return printable(text if len(text) <= most else f"{text[: most // 2]} ... ({len(text):,} characters)")
 
 
 class PartError(VlaError):

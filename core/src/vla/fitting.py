@@ -6,7 +6,7 @@ Suggestions are not guessed: each was applied to the tree and checked.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, islice
 from typing import Any
 
 from attrs import asdict, evolve, frozen
@@ -21,6 +21,7 @@ from vla.settings import choices, fields_of
 from vla.tree import Tree, expand, find_part
 
 MOST_SHOWN = 6
+MOST_TRIES = 300  # replacements that are checked, and half the pairs: with 60 more packages under a second
 CLOSED = 5  # tokens around those of a chunk: "Action: " before, "|" and the end of text after
 
 
@@ -122,7 +123,16 @@ def needs_unmet(path: str, chosen: Chosen, tops: dict[str, Chosen], spec: Spec |
                 f"{chosen.part.name!r} needs something of a slot that is not there",
                 field=path, got=need.slot, expected=", ".join([*chosen.inner, *tops]),
             )  # fmt: skip
-        if not need.met_by(offers):
+        try:
+            with registry.foreign():
+                met = need.met_by(offers)
+        except registry.ForeignError as error:
+            who = f"{chosen.part.kind} {chosen.part.name!r} ({chosen.dist or 'given as an object'})"
+            raise PartError(
+                f"what {who} needs cannot be compared with what {part.kind} {part.name!r} offers", field=path,
+                got=f"{need}: {error}", fix="report this to the authors of both",
+            ) from error.__cause__  # fmt: skip
+        if not met:
             elsewhere = need.slot not in ("self", "spec")
             yield Misfit(path, chosen.part, need, at, part, offers.get(need.facet), elsewhere)
 
@@ -194,12 +204,13 @@ def misfit_error(
     """
     # Another robot's adapter is no way to a shorter chunk: the robot is what it is.
     of_robot = any("robot" in (misfit.path, misfit.at) for misfit in misfits)
-    tried = [(change, node) for change, node in _replacements(tree, preset) if of_robot or change.path != "robot"]
+    places = [path for m in misfits for path in (m.at, m.path)]
+    tried = list(islice(_replacements(tree, preset, places, of_robot), MOST_TRIES))
     good = [change for change, node in tried if _fits(_with(tree, change.path, node), spec)]
     settings = [*_settings_that_fit(tree, spec), *_spec_that_fits(tree, spec), *_sizes_that_fit(misfits, tree, spec)]
     pairs = []
     if not good and not settings:
-        for (one, node), (two, other) in combinations(tried, 2):
+        for (one, node), (two, other) in islice(combinations(tried, 2), 2 * MOST_TRIES):
             apart = not f"{two.path}.".startswith(f"{one.path}.")
             if apart and _fits(_with(_with(tree, one.path, node), two.path, other), spec):
                 pairs.append((one, two))
@@ -213,9 +224,17 @@ def misfit_error(
     return MisfitError(misfits, sorted(map(marked, good), key=rank), sorted(settings, key=rank), pairs)
 
 
-def _replacements(tree: Tree, preset: str | None) -> Iterator[tuple[Change, Tree]]:
-    """Every way to put another installed part somewhere, with its table."""
-    for path, kind, part in _places(tree):
+def _replacements(
+    tree: Tree, preset: str | None, first: list[str], robot: bool = True
+) -> Iterator[tuple[Change, Tree]]:
+    """Every way to put another installed part somewhere, with its table; first at the places found wanting."""
+
+    def nearness(place: tuple[str, str, Part]) -> bool:
+        return not any(f"{where}.".startswith(f"{place[0]}.") for where in first)
+
+    for path, kind, part in sorted(_places(tree), key=nearness):
+        if path == "robot" and not robot:
+            continue
         for item in registry.listed(kind):
             name = f"{item.dist}/{item.name}" if registry.ambiguous(item) else item.name
             if item.name == part.name:
@@ -275,7 +294,7 @@ def _sizes_that_fit(misfits: list[Misfit], tree: Tree, spec: Spec) -> Iterator[C
             continue
         node, part = _at(tree, m.path), m.part
         values = {key: node.get(key, field.default) for key, field in fields_of(part.settings).items()}
-        divisors = [n for n in range(1, m.need.value + 1) if m.offered % n == 0]
+        divisors = [n for n in range(1, min(m.need.value, 4096) + 1) if m.offered % n == 0]
         tries = [(m.need.facet, m.offered // m.need.value * m.need.value or m.need.value)]
         tries += [(key, divisors[-1]) for key, value in values.items() if value == m.need.value]
         for key, value in tries:

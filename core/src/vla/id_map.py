@@ -68,11 +68,9 @@ class IdMap:
         content = read_json(file, "the id map cannot be read")
         with reading("the id map cannot be read", file):
             vocab_size, ids = int(content["vocab_size"]), np.asarray(content["text_ids"], np.int32)
-        if (
-            ids.ndim != 1
-            or len(set(ids.tolist())) != len(ids)
-            or (len(ids) and (ids.min() < 0 or ids.max() >= vocab_size))
-        ):
+            if ids.ndim != 1:
+                raise ValueError(f"ids of {ids.ndim} axes")
+        if len(set(ids.tolist())) != len(ids) or (len(ids) and (ids.min() < 0 or ids.max() >= vocab_size)):
             raise StoreError(
                 "the id map is not one-to-one into the vocabulary",
                 field=str(file),

@@ -44,6 +44,9 @@ NEWS: dict[tuple[str, int], str] = {
 }
 
 
+TESTS = (">=", "==", "has", "multiple", "true")
+
+
 @frozen
 class Need:
     """One fact a part relies on, and the sentence shown when it does not hold.

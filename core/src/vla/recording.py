@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from attrs import asdict, frozen
 
-from vla.datasets import Dataset, DatasetInfo, create_dataset, open_dataset
+from vla.datasets import Dataset, DatasetInfo, check_on_demand, create_dataset, open_dataset
 from vla.errors import DataError, PartError, StoreError
 
 # Episodes for training are reset with seeds from here on, so that evaluation with small seeds never repeats one.
@@ -138,6 +138,7 @@ def demonstrations(env: str, settings: Any, revision: int) -> Dataset:
     folder = Path(settings.path or Path(os.environ.get("VLA_CACHE", "~/.cache/vla")) / env / name).expanduser()
     there = folder / "meta" / "info.json"
     if not there.is_file():
+        check_on_demand(f"demonstrations of {env} with these settings")
         table = {"part": env, **asdict(settings.env())}
         try:
             record(table, folder, settings.episodes, seed=settings.seed, noise=settings.noise, workers=settings.workers)

@@ -20,8 +20,9 @@ import attrs
 from attrs import frozen
 
 from vla.contracts import Sampling
-from vla.errors import PartError
+from vla.errors import PartError, SettingsError, VlaError
 from vla.parts import CONTRACTS, GROUPS, MODEL_TYPES_GROUP, NEWS, ModelType, Part
+from vla.settings import fields_of, type_faults
 
 CORE = "vla-core"
 HOOKS_GROUP = "vla.hooks"
@@ -84,7 +85,7 @@ def refresh() -> None:
 
     importlib.invalidate_caches()
     _scan.cache_clear()
-    load.cache_clear()
+    _loaded.cache_clear()
 
 
 def find(kind: str, name: str, *, path: str = "", source: str = "") -> Listed:
@@ -106,8 +107,8 @@ def find(kind: str, name: str, *, path: str = "", source: str = "") -> Listed:
         refresh()  # installed a moment ago, while this process was running
         items = listed(kind)
         hits = _matching(items, name, source)
-    if len(hits) > 1 and any(hit.dist == CORE for hit in hits):
-        hits = [hit for hit in hits if hit.dist == CORE]  # core's own names are not up for grabs
+    if len(hits) > 1 and (ours := [hit for hit in hits if is_ours(hit)]):
+        hits = ours  # our own names are not up for grabs
     if len(hits) == 1:
         return hits[0]
     if hits:
@@ -128,7 +129,17 @@ def shadowed(item: Listed) -> list[Listed]:
 
 def ambiguous(item: Listed) -> bool:
     """Whether the bare name does not lead to this entry point."""
-    return bool(shadowed(item)) and item.dist != CORE
+    return bool(shadowed(item)) and not is_ours(item)
+
+
+def is_ours(item: Listed) -> bool:
+    """Whether this distribution is one of ours, whose name for it stands when others publish the same."""
+    return _normal(item.dist) in _our_dists()
+
+
+@functools.cache
+def _our_dists() -> frozenset[str]:
+    return frozenset({CORE, *(dist for names in known_parts().values() for dist in names.values())})
 
 
 def option(path: str, value: str) -> str:
@@ -146,8 +157,11 @@ def known_parts() -> dict[str, dict[str, str]]:
 
 def install_line(dist: str) -> str:
     """How to install a distribution; our own ones also from a clone of this repository."""
-    ours = {known for names in known_parts().values() for known in names.values()}
-    match = re.fullmatch(r"vla-([a-z]+)-(.+)", dist) if dist in ours else None
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?", dist):
+        return "install the package that publishes it; the name written here is none"
+    if dist not in _our_dists():
+        return f"pip install {dist}   (vla does not know this package: look at who publishes it first)"
+    match = re.fullmatch(r"vla-([a-z]+)-(.+)", dist)
     if match is None:
         return f"pip install {dist}"
     folder = "backbones" if match[1] in ("vision", "llm") else f"{match[1]}s"
@@ -266,9 +280,23 @@ def _entries(text: str) -> Iterator[tuple[str, str, str]]:
             yield group, name.strip(), value.strip().partition("[")[0].strip()
 
 
-@functools.cache
 def load(item: Listed) -> Any:
-    """The object behind an entry point, checked. Cached: a plugin is imported once."""
+    """The object behind an entry point, checked. Cached: a plugin is imported once, also one that is broken."""
+    thing = _loaded(item)
+    if isinstance(thing, PartError):
+        raise thing
+    return thing
+
+
+@functools.cache
+def _loaded(item: Listed) -> Any:
+    try:
+        return _load(item)
+    except PartError as error:
+        return error
+
+
+def _load(item: Listed) -> Any:
     thing = load_entry(item)
     if item.kind == HOOKS:
         return thing
@@ -278,7 +306,11 @@ def load(item: Listed) -> Any:
     if isinstance(thing, ModelType):
         faults = [f"it calls itself {thing.name!r}"] if thing.name != item.name else []
     else:
-        faults = list(_faults(item, thing))
+        try:
+            with foreign():
+                faults = list(_faults(item, thing))
+        except ForeignError as error:  # a record of the plugin is no record of that kind
+            raise broken(item, f"it is malformed: {error}") from error.__cause__
     if faults:
         raise broken(item, faults[0])
     return thing
@@ -294,15 +326,49 @@ def load_entry(item: Listed) -> Any:
 
     module, _, attribute = (part.strip() for part in item.value.partition(":"))
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), foreign():
             thing = import_module(module)
             for name in attribute.split(".") if attribute else ():
                 thing = getattr(thing, name)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a plugin may raise anything, SystemExit too: it breaks only itself
-        raise broken(item, f"cannot be imported: {_reason(error)}") from error
+    except ForeignError as error:
+        raise broken(item, f"cannot be imported: {error}") from error.__cause__
     return thing
+
+
+class ForeignError(Exception):
+    """A plugin's code raised something; the message is one line, the cause what it raised."""
+
+
+@contextlib.contextmanager
+def foreign() -> Iterator[None]:
+    """Run a plugin's code: whatever it raises, `SystemExit` and `KeyboardInterrupt` too, becomes a `ForeignError`.
+
+    A `VlaError` passes: it is a message for the user. So does the interrupt of somebody who presses Ctrl-C meanwhile.
+    """
+    import signal
+    import threading
+
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def press(number: int, frame: Any) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    watch = threading.current_thread() is threading.main_thread() and before is signal.default_int_handler
+    if watch:
+        signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    except VlaError:
+        raise
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and (pressed or not watch):
+            raise
+        raise ForeignError(_reason(error)) from error
+    finally:
+        if watch:
+            signal.signal(signal.SIGINT, before)
 
 
 def broken(item: Listed, reason: str) -> PartError:
@@ -337,7 +403,12 @@ def part_faults(part: Part, dist: str = "it") -> Iterator[str]:
     if not attrs.has(part.settings):
         yield f"its settings ({part.settings!r}) are not an attrs class"
         return
-    fields = attrs.fields_dict(part.settings)
+    try:
+        fields = fields_of(part.settings)
+    except SettingsError as error:
+        yield error.what
+        return
+    yield from type_faults(fields)
     if missing := [name for name, a in fields.items() if a.default is attrs.NOTHING]:
         yield f"its setting {missing[0]!r} has no default"
     if part.sampling is not None:

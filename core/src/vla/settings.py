@@ -7,6 +7,7 @@ them, Literal and Optional. Nothing is coerced except int -> float and list -> t
 from __future__ import annotations
 
 import difflib
+import enum
 import functools
 import json
 import math
@@ -14,6 +15,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
 from typing import Any, Literal, Union
 
 import attrs
@@ -93,6 +95,22 @@ def structure(cls: type, values: Mapping[str, Any], path: str) -> Any:
         raise SettingsError(
             f"the settings at {path} do not work together", field=path, got=dict(values), fix=str(error)
         ) from error
+
+
+def type_faults(fields: Mapping[str, attrs.Attribute[Any]]) -> Iterable[str]:
+    """Settings of a type that no file can hold, one line each."""
+    for name, field in fields.items():
+        if not _readable(Any if field.type is None else field.type):
+            yield f"its setting {name!r} is of a type that no file can hold: {describe(field.type)}"
+
+
+def _readable(wanted: Any) -> bool:
+    origin, args = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is Literal or wanted in (Any, type(None), int, float, bool, str, tuple, list, dict, Path, PurePath):
+        return True
+    if origin in (Union, types.UnionType, tuple, list, dict, Mapping):
+        return all(_readable(one) for one in args if one is not Ellipsis)
+    return isinstance(wanted, type) and (issubclass(wanted, enum.Enum) or attrs.has(wanted))
 
 
 @functools.cache
@@ -190,6 +208,20 @@ def _read(value: Any, wanted: Any, path: str) -> Any:
         if type(value) not in (int, float) or not math.isfinite(value):
             raise TypeError("expected a finite number")
         return float(value)
+    if list in (wanted, origin):
+        if not isinstance(value, (list, tuple)):
+            raise TypeError("expected a list")
+        return [_read(v, args[0] if args else Any, path) for v in value]
+    if dict in (wanted, origin):
+        if not isinstance(value, Mapping):
+            raise TypeError("expected a table")
+        return {_read(k, args[0], path): _read(v, args[1], path) for k, v in value.items()} if args else dict(value)
+    if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
+        return value if isinstance(value, wanted) else wanted(value)
+    if wanted in (Path, PurePath):
+        if not isinstance(value, (str, PurePath)):
+            raise TypeError("expected a path")
+        return wanted(value)
     if attrs.has(wanted) and isinstance(value, Mapping):
         return structure(wanted, value, path)
     if type(value) is not wanted:
@@ -263,6 +295,10 @@ def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
     return "".join(lines) + "".join(tables)
 
 
+def _escaped(char: str) -> str:
+    return f"\\u{ord(char):04x}" if ord(char) < 1 << 16 else f"\\U{ord(char):08x}"
+
+
 def _key(key: str) -> str:
     return key if _SIMPLE_KEY.fullmatch(key) else _value(key)
 
@@ -270,12 +306,19 @@ def _key(key: str) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float)) and not isinstance(value, enum.Enum):
         return repr(value)
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, str) and not isinstance(value, enum.Enum):
+        text = json.dumps(value, ensure_ascii=False)
+        return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+    if isinstance(value, enum.Enum):
+        return _value(value.value)
+    if isinstance(value, PurePath):
+        return _value(str(value))
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_key(str(k))} = {_value(v)}' for k, v in value.items())}}}"
     raise SettingsError(
         "a setting cannot be written as TOML", got=f"{value!r} ({type(value).__name__})", expected="plain values"
     )

@@ -154,8 +154,23 @@ def open_model(folder: str | Path, *, verify: bool = True, tokenizer: bool = Tru
     opened, assets = None, folder / ASSETS
     if tokenizer:
         opened = open_tokenizer(variant.parts["tokenizer"], variant.spec, assets if assets.is_dir() else None)
-    record = read_json(folder / RECORD, "the record of a model is damaged") if (folder / RECORD).is_file() else {}
-    return ModelDir(folder, variant, folder / WEIGHTS, stats, opened, record, digest)
+    return ModelDir(folder, variant, folder / WEIGHTS, stats, opened, read_record(folder), digest)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The facts of the run that made a model; {} where there are none.
+
+    Raises:
+        StoreError: the file is damaged.
+    """
+    if not os.path.lexists(folder / RECORD):
+        return {}
+    record: dict[str, Any] = read_json(folder / RECORD, "the record of a model is damaged")
+    cameras = record.get("cameras", [])
+    if not isinstance(cameras, list) or not all(isinstance(name, str) for name in cameras):
+        got = f"cameras = {str(cameras)[:80]}"
+        raise StoreError("the record of a model is damaged", field=str(folder / RECORD), got=got, expected="names")
+    return record
 
 
 # ---- weights --------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ SPEC_PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 Tree = dict[str, Any]
+MOST_INNER = 12  # parts within parts
 
 
 def expand_tree(tree: Mapping[str, Any], preset: str | None = None) -> Tree:
@@ -39,14 +40,25 @@ def expand_tree(tree: Mapping[str, Any], preset: str | None = None) -> Tree:
     return {slot: expand(kind, tree.get(slot, default), slot, preset) for slot, (kind, default) in TOP_SLOTS.items()}
 
 
-def expand(kind: str, tree: Mapping[str, Any] | str | Part, path: str, preset: str | None = None) -> Tree:
+def expand(
+    kind: str, tree: Mapping[str, Any] | str | Part, path: str, preset: str | None = None, above: tuple[str, ...] = ()
+) -> Tree:
     """One table with its inner slots and presets spelled out.
 
     Settings, weakest first: defaults, the table's own `preset`, the table, `preset` (asked for by the user, so it
-    beats a model type's settings), and later `--set`.
+    beats a model type's settings), and later `--set`. `above`: the parts that led here by their own defaults.
+
+    Raises:
+        PartError: besides what `find_part` raises, parts that contain themselves.
     """
     node = node_of(tree, path)
     part, dist = find_part(kind, node, path)
+    here = f"{kind} {part.name} of {dist}"
+    if here in above or path.count(".") > MOST_INNER:
+        raise PartError(
+            f"{kind} {part.name!r} contains itself" if here in above else "parts are nested without end",
+            field=path, got=" > ".join([*above, here])[:300], fix=f"report this to the authors of {dist or part.name}",
+        )  # fmt: skip
     node = _upgraded(node, part, path)
     own = node.pop("preset", None)
     out: Tree = {"part": node.pop("part")}
@@ -67,7 +79,9 @@ def expand(kind: str, tree: Mapping[str, Any] | str | Part, path: str, preset: s
         if isinstance(given, Mapping) and "part" not in given:
             given = {"part": default, **given}
         empty = given == "" or (isinstance(given, Mapping) and given["part"] == "")  # `--set` may still say which
-        out[slot] = node_of(given, path) if empty else expand(inner_kind, given, f"{path}.{slot}", preset)
+        by_default = given == default or (isinstance(given, Mapping) and given["part"] == default)
+        chain = (*above, here) if by_default else ()
+        out[slot] = node_of(given, path) if empty else expand(inner_kind, given, f"{path}.{slot}", preset, chain)
     return out
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from vla.errors import printable
+
 
 def call(
     function: Callable[..., int | None], verb: str, argv: Sequence[str], defaults: Mapping[str, Any] | None = None
@@ -34,7 +36,7 @@ def call(
 def note(text: str) -> None:
     """A line for the person, not for the pipe."""
     with suppress(OSError):  # the terminal is gone (SIGHUP)
-        print(text, file=sys.stderr)
+        print(printable(text), file=sys.stderr)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
@@ -44,9 +46,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
     out = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        out.add_column(name, overflow="fold")
+        out.add_column(printable(name), overflow="fold")
     for row in rows:
-        out.add_row(*row)
+        out.add_row(*(printable(cell) if isinstance(cell, str) else cell for cell in row))
     return out
 
 
@@ -56,11 +58,11 @@ def show(*things: Any) -> None:
 
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
     for thing in things:
-        console.print(thing)
+        console.print(printable(thing) if isinstance(thing, str) else thing)
 
 
 def escape(text: str) -> str:
     """Text in which rich sees no markup."""
     from rich.markup import escape as rich_escape
 
-    return rich_escape(text)
+    return rich_escape(printable(text))

@@ -18,7 +18,7 @@ import pytest
 from vla import registry
 from vla.compose import Variant, load_object, resolve, variant_from_toml
 from vla.errors import PartError, SettingsError
-from vla.parts import CONTRACTS, TOP_SLOTS, Part
+from vla.parts import CONTRACTS, TESTS, TOP_SLOTS, Part
 from vla.settings import describe, fields_of, structure, to_toml
 from vla.testing.frameworks import NEEDS, installed
 from vla.testing.partners import needs_everywhere, stand_in, variations
@@ -217,7 +217,7 @@ class PartConformance:
     def test_every_need_has_a_reason(self) -> None:
         for need in needs_everywhere(self.chosen):
             assert len(need.why.split()) >= 3, f"{need}: the user is shown this reason: {need.why!r}"
-            assert need.test in (">=", "==", "has", "multiple", "true")
+            assert need.test in TESTS
             known = (*self.part.slots, *TOP_SLOTS, "self", "spec")
             assert need.slot in known, f"{need}: there is no such slot"
 

@@ -21,6 +21,9 @@ from vla_dataset_lerobot.meta import Meta, damaged, open_parquet
 
 SIXTEEN_BIT = ("I", "F")  # beginnings of Pillow's modes of more than 8 bits a channel
 
+FORMATS = ("PNG", "JPEG", "WEBP")
+MOST_ROWS_PER_BYTE = 8  # frames: numbers that differ in every row take more than a bit each
+
 
 @frozen
 class Groups:
@@ -107,6 +110,7 @@ def read_frames(
                                 fix="copy the file again, or choose other columns or cameras")  # fmt: skip
             if double := [name for name in wanted if have.count(name) > 1]:
                 raise DataError("a column is in the file twice", field=f"{file}: {double[0]}", fix="write it once")
+            _check_rows(parquet.metadata.num_rows, file)
             try:
                 table = parquet.read([name for name in wanted if name in have])
             except (OSError, pa.ArrowException) as error:
@@ -165,6 +169,16 @@ def read_frames(
 
 def _task_advice(needed: bool) -> list[str]:
     return ["or give one instruction for all: --set data.prompt='...'"] if needed else []
+
+
+def _check_rows(rows: int, file: Path) -> None:
+    """Equal rows shrink to nothing, so that a file of kilobytes can stand for more than fits into memory."""
+    size = file.stat().st_size
+    if rows > 1_000_000 and rows > MOST_ROWS_PER_BYTE * size:
+        raise DataError(
+            "a parquet file claims far more frames than it can hold", field=str(file), got=f"{rows:,} frames",
+            expected=f"a recording; the file has {size:,} bytes", fix="copy it again from where it came from",
+        )  # fmt: skip
 
 
 def _chosen(meta: Meta, table: pa.Table, file: Path, at: int) -> tuple[pa.Table, np.ndarray, np.ndarray]:
@@ -348,7 +362,15 @@ class ImageColumns:
         try:
             if not data.is_valid:
                 raise ValueError("it has no bytes")
-            with Image.open(io.BytesIO(data.as_buffer())) as image:
+            # Others start programs (EPS) or are what no camera writes.
+            with Image.open(io.BytesIO(data.as_buffer()), formats=FORMATS) as image:
+                declared = self._meta.size(key)
+                if (image.height, image.width) != declared:  # before a pixel is decoded
+                    raise DataError(
+                        "an image is not of the size that the dataset declares", field=f"{file}: {key} of {what}",
+                        got=f"{image.height} x {image.width}", expected=f"{declared[0]} x {declared[1]}",
+                        fix=advice("correct the shape in meta/info.json, if all pictures are so", way_out),
+                    )  # fmt: skip
                 if image.mode.startswith(SIXTEEN_BIT):
                     raise DataError(
                         "an image has more than 8 bits a channel: it is no picture, but depth or another measurement",
@@ -356,7 +378,7 @@ class ImageColumns:
                         fix="leave this camera out: --set 'data.cameras=[...]' with the others",
                     )  # fmt: skip
                 return np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             got = "no image of a known format" if isinstance(error, UnidentifiedImageError) else str(error)[:160]
             raise DataError("an image cannot be decoded", field=f"{file}: {key} of {what}", got=got,
                             fix=advice("repair this episode", way_out)) from error  # fmt: skip

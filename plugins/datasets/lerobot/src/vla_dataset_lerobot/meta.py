@@ -7,6 +7,7 @@ v3.0: meta/info.json, meta/tasks.parquet, meta/episodes/*/*.parquet; many episod
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from vla_dataset_lerobot.config import LeRobotSettings
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 IMAGE_PREFIX = "observation.images."
+MOST_PIXELS = 1 << 26  # of a picture
 MOST_FOOTER = 64 * MB  # of a parquet file: its metadata, about 150 bytes for each column of each row group
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w{0,40})(?::0?([1-9]\d?)d)?\}")
 
@@ -73,7 +75,7 @@ class Meta:
 
     def has_files(self, key: str) -> bool:
         """Whether a camera that is stored as video has any."""
-        return any(path.exists() for path in {clip.path for clip in self.clips.get(key, ())})
+        return any(os.path.exists(path) for path in {clip.path for clip in self.clips.get(key, ())})
 
     def size(self, key: str) -> tuple[int, int]:
         """(height, width) of a camera."""
@@ -185,7 +187,7 @@ def read_meta(root: Path, settings: LeRobotSettings) -> Meta:
             got=int(lengths[lengths < 1][0]), fix=advice("record it again", leave_out(empty, len(lengths))),
         )  # fmt: skip
     for data_file in found["data_files"]:
-        if not data_file.is_file():
+        if not os.path.isfile(data_file):
             raise DataError(
                 "a parquet file of the dataset is missing", field=str(data_file),
                 expected=f"{len(found['data_files'])} files",
@@ -244,6 +246,10 @@ def _check_info(info: dict[str, Any], file: Path) -> None:
                 expected="shape: a list of numbers; names: a list, a table or null; info: a table",
                 fix="correct it, or copy meta/info.json again",
             )  # fmt: skip
+    _check_pictures(features, file)
+    for key in ("data_path", "video_path"):
+        if not isinstance(info.get(key, ""), str | None) or len(info.get(key) or "") > 1000:
+            raise DataError("a path is a text", field=f"{file}: {key}", got=str(info[key])[:80], expected="text")
     if _video_keys(info) and not isinstance(info.get("video_path"), str):
         raise DataError(
             "a camera is declared as video, but info.json does not say where the videos are",
@@ -251,6 +257,19 @@ def _check_info(info: dict[str, Any], file: Path) -> None:
             expected=f"a path, as features[{_video_keys(info)[0]!r}].dtype is video",
             fix="add video_path, or write dtype image where the pictures are in the parquet files",
         )  # fmt: skip
+
+
+def _check_pictures(features: dict[str, dict[str, Any]], file: Path) -> None:
+    """No picture is larger than a camera makes: its declared size is what is decoded."""
+    for name, feature in features.items():
+        units, shape = (feature.get("info") or {}).get("units") or [], feature.get("shape") or [1]
+        large = feature["dtype"] in ("image", "video") and math.prod(shape) > 3 * MOST_PIXELS
+        if large or not isinstance(units, list):
+            raise DataError(
+                "a feature of info.json is not described as it should be",
+                field=f"{file}: {name}.{'shape' if large else 'info.units'}", got=str(shape if large else units)[:160],
+                expected=f"at most {MOST_PIXELS:,} pixels" if large else "a list", fix="correct it",
+            )  # fmt: skip
 
 
 def _is_feature(value: Any) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from vla.errors import DataError, SettingsError
+from vla.reading import open_file
 from vla_dataset_lerobot.choice import advice
 from vla_dataset_lerobot.film import is_measurement, is_pointer
 
@@ -66,6 +67,7 @@ class Videos:
         decoder = decoders.get(path)
         try:
             if decoder is None:
+                check_container(path)
                 decoder = decoders[path] = self._open(path, self._fps)
                 while len(decoders) > OPEN_FILES:
                     decoders.popitem(last=False)[1].close()
@@ -96,11 +98,25 @@ class Videos:
         return local.decoders
 
 
+def check_container(path: Path) -> None:
+    """Refuse what is no mp4: FFmpeg also follows playlists to other files and to the network.
+
+    Raises:
+        ValueError: it is none. DataError: it is no regular file. FileNotFoundError: it is not there.
+    """
+    if not os.path.lexists(path):
+        raise FileNotFoundError(path)
+    with open_file(path, DataError) as file:
+        kind = file.read(8)[4:]
+    if kind not in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp"):
+        raise ValueError("it is no mp4")
+
+
 class PyAVDecoder:
     """One open video and where its decoder stands."""
 
     def __init__(self, path: Path, fps: float):
-        self._container = av.open(str(path))
+        self._container = av.open(str(path), format="mov", options={"protocol_whitelist": "file"})
         if not self._container.streams.video:
             raise ValueError("it has no video stream")
         self._stream = self._container.streams.video[0]
