@@ -115,7 +115,7 @@ def record(
                 progress(kept, episodes)
             if kept == episodes:
                 break
-    return Recorded(Path(path), kept, frames, tries, dict(tasks))
+    return Recorded(Path(path).expanduser(), kept, frames, tries, dict(tasks))
 
 
 def demonstrations(env: str, settings: Any, revision: int) -> Dataset:

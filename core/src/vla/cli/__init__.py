@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("vla.cli.serve:main", "serve a policy to robots: openpi's clients connect unchanged"),
     "demo": ("vla.cli.demo:main", "the whole story on this machine: demonstrations, training, a policy that acts"),
     "record": ("vla.cli.record:main", "record demonstrations in an environment"),
+    "data": ("vla.cli.data:main", "check a dataset: its files, and every pixel"),
     "stats": ("vla.cli.stats:main", "normalisation statistics of a dataset"),
     "tokenizer": ("vla.cli.tokenizer:main", "fit and inspect action tokenizers"),
     "import": ("vla.cli.import_:main", "a model directory from an openpi checkpoint"),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from vla.errors import printable
@@ -37,6 +37,17 @@ def note(text: str) -> None:
     """A line for the person, not for the pipe."""
     with suppress(OSError):  # the terminal is gone (SIGHUP)
         print(printable(text), file=sys.stderr)
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr that is gone afterwards; yields what moves it to so many of `total`."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task(label, total=total)
+        yield lambda done: bar.update(line, completed=done)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:

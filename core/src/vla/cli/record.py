@@ -16,6 +16,7 @@ def record(
     workers: int = 2,
     video: bool = False,
     overwrite: bool = False,
+    digest: bool = False,
 ) -> int:
     """Record demonstrations of the expert of an environment.
 
@@ -30,10 +31,8 @@ def record(
         workers: processes that act and render.
         video: store cameras as H.264 video instead of exactly.
         overwrite: replace the dataset that is there, when the new one is complete.
+        digest: read it back and print a digest of every pixel, as `vla data check --pixels` does.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from vla.cli.eval import env_table
     from vla.errors import SettingsError
     from vla.recording import record as run
@@ -41,14 +40,19 @@ def record(
     if not out:
         raise SettingsError("no folder is named", field="--out", fix="--out FOLDER")
     table = env_table(env, preset, set)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("recording", total=episodes)
+    with console.progress("recording", episodes) as advance:
         done = run(
             table, out, episodes, seed=seed, noise=noise, workers=workers, video=video, overwrite=overwrite,
-            progress=lambda kept, of: bar.update(task, completed=kept),
+            progress=lambda kept, of: advance(kept),
         )  # fmt: skip
     share = ", ".join(f"{task} {n}" for task, n in sorted(done.tasks.items()))
     console.note(f"{done.episodes} episodes ({share}), {done.frames} frames, {done.tries} tries: {done.path}")
+    if digest:
+        from vla.datasets import open_dataset
+        from vla.pixels import pixel_digest
+
+        with console.progress("reading back", episodes) as advance:
+            print(f"pixels: {pixel_digest(open_dataset(done.path), progress=lambda n, of: advance(n))}")
     return 0
 
 

@@ -440,8 +440,8 @@ def open_parquet(file: Path, footer: pq.FileMetaData | None = None) -> pq.Parque
     check_file(file, DataError)
     try:
         return pq.ParquetFile(
-            file, memory_map=True, metadata=footer, thrift_string_size_limit=MOST_FOOTER,
-            thrift_container_size_limit=MOST_ROWS,
+            file, memory_map=True, metadata=footer, page_checksum_verification=True,
+            thrift_string_size_limit=MOST_FOOTER, thrift_container_size_limit=MOST_ROWS,
         )  # fmt: skip
     except (OSError, pa.ArrowException) as error:
         raise damaged(file, error) from error

@@ -2,7 +2,8 @@
 
 Everything is written into a folder beside the target, which takes its place when `finalize` is called: after an
 exception, a full disk or Ctrl-C nothing is left. Cameras are stored as PNG in parquet (dtype `image`, exact) or as
-H.264 video (dtype `video`).
+H.264 video (dtype `video`). Pages of parquet files carry checksums, and a manifest lists every file for
+`vla data check`; whoever changes a dataset on purpose may, and removes it then.
 """
 
 from __future__ import annotations
@@ -264,13 +265,13 @@ class LeRobotWriter:
         overall = {key: stats.of_histogram(counts, self._total) for key, counts in self._histograms.items()}
         overall |= {key: stats.of_numbers(np.concatenate(values)) for key, values in self._numbers.items()}
         (meta / "stats.json").write_text(json.dumps(overall, indent=4))
-        pq.write_table(tasks_table(self._tasks), meta / "tasks.parquet")
+        pq.write_table(tasks_table(self._tasks), meta / "tasks.parquet", write_page_checksum=True)
         names = list(self._episodes[0])
         table = pa.table(
             [pa.array([row[name] for row in self._episodes], episode_type(name, self._cameras)) for name in names],
             names,
         )
-        pq.write_table(table, meta / "episodes" / "chunk-000" / "file-000.parquet")
+        pq.write_table(table, meta / "episodes" / "chunk-000" / "file-000.parquet", write_page_checksum=True)
 
 
 class _Abandoned(Exception):
@@ -294,7 +295,9 @@ class _DataFiles:
             self._path = self.folder / DATA_PATH.format(chunk_index=self.place[0], file_index=self.place[1])
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # PNG is compressed already; dictionaries of images and floats only cost time.
-            self._writer = pq.ParquetWriter(self._path, self.schema, compression="snappy", use_dictionary=False)
+            self._writer = pq.ParquetWriter(
+                self._path, self.schema, compression="snappy", use_dictionary=False, write_page_checksum=True
+            )
         self._writer.write_table(table, row_group_size=max(1, len(table)))
         return self.place
 
