@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from vla import evaluation
 from vla.compose import resolve
 from vla.datasets import DatasetInfo, create_dataset, open_dataset
+from vla.embodiment import Embodiment
 from vla.errors import ActionError, DataError, SettingsError
 from vla.evaluation import baselines, rollout, summary, video
 from vla.evaluation.baselines import MeanAction, NearestNeighbour
@@ -114,8 +115,19 @@ def test_a_refused_chunk_ends_its_episode_and_no_other():
     left = [e for e in found.episodes if e.prompt == "go left"]
     assert len(left) == found.refused > 0 and all(e.refused == "an action lies far out" and not e.success for e in left)
     assert found.successes == 12 - len(left) and all(e.calls == 2 and e.steps == 2 for e in left)
-    assert f"{len(left)} ended by a chunk that was refused: an action lies far out" in str(found)
+    assert f"{len(left)} of 12 episodes ended by a chunk that was refused: an action lies far out" in str(found)
     assert [e["refused"] for e in found.to_dict()["episodes"]].count("") == found.successes
+
+
+def test_a_policy_of_another_robot_is_noted():
+    rate = float(ToyEnv.metadata["render_fps"])
+    policy = Obedient()
+    policy.embodiment = Embodiment(hz=rate, action_dim=2)
+    assert evaluation.evaluate(policy, toy(), episodes=2).differences == ()
+    policy.embodiment = Embodiment(hz=rate * 2, action_dim=3)
+    found = evaluation.evaluate(policy, toy(), episodes=2)
+    assert found.differences == ("action_dim: 3 and 2", f"hz: {rate * 2:g} and {rate:g}")
+    assert "the environment and the data of the policy differ in hz" in str(found)
 
 
 def test_a_policy_that_listens_succeeds_and_fails_when_told_otherwise():

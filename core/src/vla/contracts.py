@@ -16,6 +16,7 @@ from vla.settings import size
 
 Array = Any
 Options = TypeVar("Options")
+GUARD = 5.0  # how far beyond what was recorded an action may lie, in widths of that range
 NORMS = ("quantile", "zscore")
 LONG_PROMPTS = ("error", "shorten")
 MOST_STEPS = 1000  # of denoising in one sample

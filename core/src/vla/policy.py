@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vla.contracts import Observation
+from vla.contracts import GUARD, Observation
 from vla.draws import sampling_noise
 from vla.embodiment import Embodiment
 from vla.errors import ActionError, DataError, SettingsError
@@ -26,7 +26,6 @@ from vla.transforms.group import as_array
 from vla.transforms.text import as_text
 
 FRAMEWORKS = ("torch", "jax")
-GUARD = 5.0  # spans; see `Policy`
 _LABELS = ("actions", "actions_is_pad")  # of a dataset's sample: the answer, which a policy must not see
 
 

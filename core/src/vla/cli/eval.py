@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vla.cli import console
+from vla.contracts import GUARD
 
 BASELINES = ("untrained", "shuffled", "swapped", "mean-action", "nearest")
 FROM_DATA = ("mean-action", "nearest")
@@ -32,6 +33,7 @@ def evaluate(
     framework: str = "torch",
     device: str = "",
     num_steps: int = 0,
+    guard: float | None = GUARD,
     clips: int = 4,
     out: str = "",
     overwrite: bool = False,
@@ -61,6 +63,8 @@ def evaluate(
         framework: torch or jax.
         device: cpu, cuda, ...; default: an accelerator when there is one.
         num_steps: denoising steps of chunk heads; 0: the model's setting.
+        guard: actions further beyond what was recorded than this many times its range are refused, which ends the
+            episode; none: none are.
         clips: successes and failures to film, this many of each.
         out: a folder for report.html, results.json and videos.
         overwrite: replace the report that is there.
@@ -94,7 +98,9 @@ def evaluate(
     opened: Any = (
         _remote(policy, send, api_key, against, data)
         if policy
-        else open_policy(model, framework, device=device or None, num_steps=num_steps or None, sampling=sampling)
+        else open_policy(
+            model, framework, device=device or None, num_steps=num_steps or None, sampling=sampling, guard=guard
+        )
     )
     dataset = _demonstrations(opened, data, of_data) if any(name in FROM_DATA for name in against) else None
     films: list[Any] = []
@@ -130,6 +136,8 @@ def evaluate(
         title = f"{found[0].env}: seeds {found[0].episodes[0].seed} to {found[0].episodes[-1].seed}"
         console.show(console.table(title, ("policy", "successes", "rate", "95 % interval"), rows))
         console.show(console.table("per task", ("task", "successes", "rate", "95 % interval"), tasks))
+    for line in dict.fromkeys(f"look: {name_of(e)}: {said}" for e in found for said in e.notes()):
+        console.note(line)
     if failed:
         raise failed
     return 0

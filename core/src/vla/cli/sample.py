@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vla.cli import console
+from vla.contracts import GUARD
 
 
 def sample(
@@ -19,6 +20,7 @@ def sample(
     device: str = "",
     num_steps: int = 0,
     temperature: float = 0.0,
+    guard: float | None = GUARD,
     set: tuple[str, ...] = (),
     json: bool = False,
 ) -> int:
@@ -35,6 +37,7 @@ def sample(
         device: cpu, cuda, ...; default: an accelerator when there is one.
         num_steps: denoising steps of chunk heads; 0: the model's setting.
         temperature: of token heads; 0 is greedy.
+        guard: actions further beyond what was recorded than this many times its range are refused; none: none are.
         set: sampling.NAME=VALUE, an option of the head's sampler; may be repeated.
         json: print JSON.
     """
@@ -52,7 +55,7 @@ def sample(
         raise SettingsError("no such setting", field="--set", got=next(iter(others)), expected="sampling.NAME=VALUE")
     policy = open_policy(
         model, framework, device=device or None, num_steps=num_steps or None, temperature=temperature,
-        sampling=sampling,
+        sampling=sampling, guard=guard,
     )  # fmt: skip
     dataset = open_dataset(data) if data else open_recorded(policy.model.record)
     if not 0 <= episode < len(dataset.episodes):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vla.cli import console
+from vla.contracts import GUARD
 
 
 def serve(
@@ -29,6 +30,7 @@ def serve(
     device: str = "",
     precision: str = "float32",
     num_steps: int = 0,
+    guard: float | None = GUARD,
     prompt: str = "",
     hz: float = 0.0,
     metadata: str = "",
@@ -59,6 +61,7 @@ def serve(
         device: cpu, cuda, ...; default: an accelerator when there is one.
         precision: float32 or bfloat16.
         num_steps: Euler steps of flow heads; 0: the model's setting.
+        guard: actions further beyond what was recorded than this many times its range are refused; none: none are.
         prompt: the instruction for observations that have none.
         hz: control steps per second, where neither robot nor model say it.
         metadata: a JSON file with more keys for the metadata frame (openpi's policy_metadata, e.g. reset_pose).
@@ -84,7 +87,7 @@ def serve(
         api_key=api_key or os.environ.get("VLA_API_KEY", ""), insecure=insecure, certificate=certificate,
         private_key=private_key, max_sessions=max_sessions, max_batch=max_batch, max_frame=max_frame,
         deadline=deadline, idle=idle, drain=drain, framework=framework, device=device, precision=precision,
-        num_steps=num_steps, prompt=prompt, hz=hz, metadata=metadata, data=data, data_settings=of_data,
+        num_steps=num_steps, guard=guard, prompt=prompt, hz=hz, metadata=metadata, data=data, data_settings=of_data,
     )  # fmt: skip
     return run_check(plan, seconds) if check else run_server(plan)
 

@@ -18,6 +18,7 @@ from attrs import frozen
 
 from vla import errors
 from vla.compose import load_object
+from vla.embodiment import Embodiment
 from vla.errors import DataError, VlaError
 
 PATIENCE = 10  # seconds that a worker gets to close its environments
@@ -60,7 +61,7 @@ class Environments:
         except BaseException:
             self.close()
             raise
-        self.action_space, self.hz = about
+        self.action_space, self.hz, self.embodiment = about
 
     def __enter__(self) -> Environments:
         return self
@@ -148,12 +149,12 @@ class _Stage:
         self.envs: dict[int, Any] = {}
 
     def make(self, slots: Iterable[int]) -> Any:
-        """(action space, rate) or `_Failed`."""
+        """(action space, rate, the robot as the environment names it) or `_Failed`."""
         try:
             factory = load_object(self.where, f"env {self.name!r}")
             for slot in slots:
                 self.envs[slot] = env = factory(self.settings)
-            return env.action_space, float(env.metadata.get("render_fps") or 10)
+            return env.action_space, float(env.metadata.get("render_fps") or 10), embodiment_of(env)
         except Exception as error:
             return _failed(error)
 
@@ -175,6 +176,21 @@ class _Stage:
         """Close them all."""
         while self.envs:
             self.envs.popitem()[1].close()
+
+
+def embodiment_of(env: Any) -> Embodiment:
+    """The robot as an environment names it (`env.metadata`, see `vla.recording`)."""
+    about, width = env.metadata, env.action_space.shape
+    units = about.get("units") or {}
+    return Embodiment.from_table(
+        {
+            "action_dim": width[0] if len(width) == 1 else 0,
+            **{key: about.get(key) for key in ("state_names", "action_names")},
+            "action_units": units.get("actions"),
+            "state_units": units.get("state"),
+            "hz": about.get("render_fps"),
+        }
+    )
 
 
 class _Worker:

@@ -48,6 +48,7 @@ class Evaluation:
     seconds: float = 0.0
     digest: str = ""  # identity of the model
     pictures: str = "given"  # given | swapped
+    differences: tuple[str, ...] = ()  # what the environment names otherwise than the data of the policy
 
     @property
     def successes(self) -> int:
@@ -88,6 +89,7 @@ class Evaluation:
             "execute": self.execute,
             "instruction": self.instruction,
             "pictures": self.pictures,
+            "differences": list(self.differences),
             "success": {"rate": self.rate, "low": low, "high": high, "n": len(self.episodes)},  # 95 % Wilson
             "tasks": [
                 {"task": t, "successes": k, "episodes": n, "low": lo, "high": hi} for t, k, n, (lo, hi) in self.tasks()
@@ -99,9 +101,14 @@ class Evaluation:
     def __str__(self) -> str:
         low, high = self.interval
         text = f"{self.successes} of {len(self.episodes)} ({self.rate:.0%}; 95 % interval {low:.0%} to {high:.0%})"
+        return "; ".join([text, *self.notes()])
+
+    def notes(self) -> list[str]:
+        """What a reader of the rate has to know."""
+        found = [f"the environment and the data of the policy differ in {text}" for text in self.differences]
         if why := next((e.refused for e in self.episodes if e.refused), ""):
-            text += f"; {self.refused} ended by a chunk that was refused: {why}"
-        return text
+            found.append(f"{self.refused} of {len(self.episodes)} episodes ended by a chunk that was refused: {why}")
+        return found
 
 
 def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from attrs import asdict, define, frozen
 
+from vla.embodiment import Embodiment, differences
 from vla.errors import ActionError, DataError, DecodeError, SettingsError, VlaError
 from vla.evaluation.environments import Environments, default_workers
 from vla.evaluation.results import Episode, Evaluation
@@ -113,6 +114,8 @@ def evaluate(
             "there is no other scene to take pictures from", field="pictures", got=f"{num_envs} environments, "
             f"{episodes} episodes", expected="at least 2 of each", fix="raise num_envs and episodes, e.g. to 8 and 50",
         )  # fmt: skip
+    mine = getattr(policy, "embodiment", None)
+    mine = mine if isinstance(mine, Embodiment) else Embodiment()
     began = time.perf_counter()
     policy.reset()
     todo = list(range(episodes))[::-1]
@@ -149,6 +152,7 @@ def evaluate(
         episodes=tuple(done[i] for i in range(episodes)),
         seconds=time.perf_counter() - began,
         pictures=pictures,
+        differences=tuple(map(str, differences(mine, envs.embodiment))),
         digest=getattr(getattr(policy, "model", policy), "digest", ""),
     )
 

@@ -44,6 +44,7 @@ class Plan:
     device: str
     precision: str
     num_steps: int
+    guard: float | None
     prompt: str
     hz: float
     metadata: str
@@ -92,7 +93,7 @@ def open_policy(plan: Plan) -> Any:
 
     return open(
         plan.model, plan.framework, device=plan.device or None, precision=plan.precision,
-        default_prompt=plan.prompt or None, num_steps=plan.num_steps or None,
+        default_prompt=plan.prompt or None, num_steps=plan.num_steps or None, guard=plan.guard,
     )  # fmt: skip
 
 

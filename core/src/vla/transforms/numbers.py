@@ -240,7 +240,7 @@ class RefuseFar:
                 got=f"{x[at]:.6g}",
                 expected=f"{low[dim] - room[dim]:.6g} to {high[dim] + room[dim]:.6g} (recorded: {low[dim]:.6g} to "
                 f"{high[dim]:.6g}; guard: {self.spans:g} spans)",
-                fix="look at the observation, its units and norm_stats.json; or open with another guard",
+                fix="look at the observation, its units and norm_stats.json; or allow it: --guard M",
             )
         return data
 
