@@ -277,6 +277,32 @@ def test_what_the_policy_refuses_is_told_and_what_it_breaks_is_logged(caplog):
         assert client.connections == 1
 
 
+def test_a_policy_that_ends_its_thread_leaves_nobody_waiting(caplog):
+    def quit(row):
+        raise SystemExit(3)
+
+    with serving(Echo(fail=quit)) as server, RemotePolicy(server.url, timeout=5) as client:
+        for text in ("ended with SystemExit", "started anew"):
+            with pytest.raises(ServerError, match=text) as caught:
+                client.infer(observation())
+            assert caught.value.kind == "INTERNAL"
+        assert get(server, "/readyz")[0] == 503 and get(server, "/healthz")[0] == 200
+    assert "SystemExit" in caplog.text
+
+
+@pytest.mark.parametrize("answers", [[], [{"actions": np.zeros((5, 2))}] * 2, [{}], [3], None])
+def test_a_policy_that_answers_nonsense_is_told_so(answers):
+    class Odd(Echo):
+        def infer_batch(self, rows, *, seeds=None):
+            return answers
+
+    with serving(Odd()) as server, RemotePolicy(server.url, timeout=5) as client:
+        for _ in range(2):
+            with pytest.raises(ServerError) as caught:
+                client.infer(observation())
+            assert caught.value.kind == "INTERNAL"
+
+
 @pytest.mark.parametrize(
     ("actions", "kind"),
     [

@@ -51,7 +51,7 @@ class Session:
     peer: str
     name: str = ""
     waiting: Request | None = None
-    running: bool = False
+    running: int = 0  # requests of it that are in a pass, or whose result is on its way
     opened: float = field(factory=time.monotonic)
     last: float = field(factory=time.monotonic)
     draws: int = 0  # chunks since the episode began: what the noise of the next follows from
@@ -146,6 +146,8 @@ class Dispatcher:
             session.last = now
             if self.draining:
                 raise ServerError("DRAINING", "the server is shutting down")
+            if self._broken:
+                raise ServerError("INTERNAL", "the inference thread has ended; the server has to be started anew")
             check_finite(ask.row)
             patience = self.deadline
             if (wanted := ask.options.get("deadline_ms")) is not None:
@@ -239,6 +241,7 @@ class Dispatcher:
             loop.call_soon_threadsafe(ready.set_exception, error)
             return
         loop.call_soon_threadsafe(ready.set_result, None)
+        chosen: list[tuple[Session, Request]] = []
         try:
             while True:
                 with self._lock:
@@ -253,14 +256,19 @@ class Dispatcher:
                 took, self.busy_since = time.monotonic() - began, None
                 self._learn(len(asks), took)
                 loop.call_soon_threadsafe(self._deliver, chosen, answers, began, took)
-        except BaseException:
-            self._broken = True
-            log.critical("the inference thread ended; the server is not ready any more", exc_info=True)
+        except BaseException as error:  # a policy may even end the thread: say so, and leave nobody without an answer
+            self._broken, self.busy_since = True, None
+            if loop.is_closed():
+                return
+            log.critical("the inference thread ended; the server is not ready any more", exc_info=error)
+            lost = [ServerError("INTERNAL", f"the policy ended with {type(error).__name__}") for _ in chosen]
+            loop.call_soon_threadsafe(self._deliver, chosen, lost, time.monotonic(), 0.0)
 
     def _deliver(self, chosen: list[tuple[Session, Request]], answers: list[Any], began: float, took: float) -> None:
         """Hand the results of a pass out, on the loop."""
         for (session, request), answer in zip(chosen, answers, strict=True):
-            session.running = False
+            with self._lock:
+                session.running -= 1
             self.metrics.waiting.dec()
             self.metrics.wait.observe(began - request.arrived)
             if request.timer:
@@ -280,7 +288,7 @@ class Dispatcher:
         for session in waiting[: self.rows_for(len(waiting))]:
             request = session.waiting
             assert request is not None
-            session.waiting, session.running = None, True
+            session.waiting, session.running = None, session.running + 1
             session.draws += 1
             self._turns.remove(session)
             self._turns.append(session)
@@ -308,6 +316,8 @@ class Dispatcher:
         try:
             extra = extras(asks)
             answers = self.policy.infer_batch([ask.row for ask in asks], seeds=list(seeds), **extra)
+            if len(answers) != len(asks):
+                raise ValueError(f"{len(answers)} answers to {len(asks)} observations")
             return [self._checked(answer) for answer in answers]
         except Exception as error:
             if len(asks) > 1:
