@@ -102,5 +102,7 @@ def test_wrong_widths():
 
 
 def test_facets_and_statistics():
-    assert dict(resolve("robot", {"part": PART}).offers)["hz"] == 15
+    offers = dict(resolve("robot", {"part": PART}).offers)
+    assert offers["hz"] == 15 and "action_space" not in offers
+    assert dict(resolve("robot", {"part": PART, "delta": True}).offers)["action_space"] == "joint_position"
     assert [type(p.step).__name__ for p in stats_steps(variant(delta=True))] == ["ReadState", "DeltaActions"]

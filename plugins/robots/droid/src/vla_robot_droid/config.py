@@ -38,4 +38,5 @@ def offers(settings: DroidSettings, inner: Mapping[str, Any]) -> Mapping[str, An
     """Facets of a robot; `cameras` are the names in a model that it can fill."""
     usual = dict.fromkeys(name for names in CAMERAS.values() for name in names)
     cameras = tuple(pair.partition("=")[0].strip() for pair in settings.cameras) or tuple(usual)
-    return {"state_dim": DIM, "action_dim": DIM, "cameras": cameras, "hz": HZ}
+    space = {"action_space": "joint_position"} if settings.delta else {}  # off: the data decides, and nobody asks it
+    return {"state_dim": DIM, "action_dim": DIM, "cameras": cameras, "hz": HZ, **space}
