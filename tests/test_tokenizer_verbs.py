@@ -11,6 +11,7 @@ from vla.codec_bench import load_chunks
 from vla.compose import resolve
 from vla.contracts import Spec
 from vla.errors import DataError, SettingsError
+from vla.testing.closeness import close
 from vla.tokenizer import open_tokenizer
 
 TEXT = {"part": "paligemma", "preset": "tiny"}
@@ -131,3 +132,62 @@ def test_a_vocabulary_too_small_is_refused_before_loading(capsys):
     for kind in ("fast", "binning"):  # and again when opened without the checks of a variant
         with pytest.raises(SettingsError, match="too small"):
             open_tokenizer(resolve("tokenizer", {"part": kind, "codes": 4000, "text": TEXT}, "tokenizer"), Spec())
+
+
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory):
+    """A dataset of two episodes of 30 frames: state and action [5], the last dim a gripper that rests."""
+    pytest.importorskip("vla_dataset_lerobot")
+    from vla.datasets import DatasetInfo, create_dataset
+
+    folder, rng = tmp_path_factory.mktemp("arm") / "data", np.random.default_rng(0)
+    with create_dataset(folder, DatasetInfo({"front": (16, 16)}, 5, 5, 10.0)) as writer:
+        for _ in range(2):
+            walk = np.cumsum(rng.normal(size=(90, 5)), 0).astype(np.float32)
+            walk[:, 4] = np.arange(90) == 40
+            for row in walk:
+                image = np.zeros((16, 16, 3), np.uint8)
+                writer.add({"images": {"front": image}, "state": row, "action": row + 100, "prompt": "go"})
+            writer.end_episode()
+    return str(folder)
+
+
+def test_chunks_are_normalised_as_training_does(arm):
+    from vla.cli.stats import variant_of
+    from vla.datasets import open_dataset
+    from vla.training.prepare import normalised_chunks
+    from vla.transforms.stats import compute_stats
+
+    dataset = open_dataset(arm)
+    sets = {"robot.delta": [2], "spec.action_horizon": 6}
+    found = load_chunks(arm, 6, variant=lambda dataset: variant_of("", "", sets, dataset)).normalised()
+    variant = variant_of("", "", sets, dataset)
+    want = normalised_chunks(variant, dataset, compute_stats(dataset, variant), np.arange(len(dataset)))
+    close(found, want, 1e-5)
+    assert np.abs(found).max() <= 10.001  # the gripper rests in 99 % of the frames
+
+
+def test_settings_of_data_and_robot(arm, tmp_path, capsys):
+    words = ["tokenizer", "bench", arm, "--tokenizer", "binning", "--horizon", "6", "--json"]
+    assert main([*words, "--set", "data.stride=3", "--set", "robot.delta=[2]"]) == 0
+    strided = json.loads(capsys.readouterr().out)[0]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)[0]["rmse"] != strided["rmse"]
+    out = ["--out", str(tmp_path / "fit"), "--set", "codes=256", "--set", "robot.delta=[2]", "--set", "data.stride=3"]
+    assert main(["tokenizer", "fit", arm, "--horizon", "6", *out]) == 0
+    assert "on 60 chunks" in capsys.readouterr().err
+    for mistake in (["--set", "data.strid=3"], ["--set", "robot.delto=[2]"], ["--robot", "nope"]):
+        assert main([*words, *mistake]) == 2
+        assert mistake[1].partition("=")[0].rpartition(".")[2] in capsys.readouterr().err
+    np.savez(tmp_path / "a.npz", chunks=np.zeros((4, 5, 6)))
+    assert main(["tokenizer", "bench", str(tmp_path / "a.npz"), "--set", "data.stride=3"]) == 2
+    assert "no settings and no robot" in capsys.readouterr().err
+
+
+def test_a_slow_fit_says_its_cost_and_is_cut_in_a_comparison(arm, capsys):
+    pytest.importorskip("torch")
+    small = ["fsq.embed_dim=64", "fsq.num_layers=1", "fsq.num_tokens=4", "fsq.codes=256", "fsq.steps=100000"]
+    words = [word for setting in small for word in ("--set", setting)]
+    assert main(["tokenizer", "bench", arm, "--tokenizer", "fsq", "--horizon", "6", "--limit", "0.5", *words]) == 0
+    said = capsys.readouterr().err
+    assert "fsq: the fit takes about" in said and "of its steps" in said and "--limit 0" in said

@@ -229,3 +229,17 @@ def test_show_counts_bytes():
     from vla.cli.show import _bytes
 
     assert [_bytes(n) for n in (512, 2_070_000, 13_413_735_488)] == ["512 B", "2.07 MB", "13.4 GB"]
+
+
+@pytest.mark.parametrize("dims", [3, 44])
+def test_wide_tables_show_every_number(dims, capsys):
+    from vla.cli import console
+
+    names = ["step", *(f"left_arm_joint_number_{i}" for i in range(dims))]
+    rows = [[str(t), *(f"+{t}.{i:03d} [dim](-{t}.{i:03d})[/]" for i in range(dims))] for t in range(3)]
+    console.show(*console.tables("a title", names, rows))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 120 and shown.count("a title") == 1
+    for t in range(3):
+        for i in range(dims):
+            assert f"+{t}.{i:03d} (-{t}.{i:03d})" in shown

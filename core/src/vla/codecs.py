@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -69,6 +69,20 @@ class ActionCodec(Protocol):
 
     def load(self, folder: Path) -> ActionCodec:
         """The codec that `save` wrote there."""
+
+
+@runtime_checkable
+class SlowFit(Protocol):
+    """What a codec offers beside whose fit takes minutes, so that the verbs can say its cost first."""
+
+    fitted: bool
+    on_step: Callable[[int, int], None] | None  # called in a fit with (steps done, steps in all)
+
+    def fit_seconds(self, chunks: np.ndarray) -> float:
+        """About how long `fit` would take here, from a few steps of it."""
+
+    def shortened(self, share: float) -> ActionCodec:
+        """The unfitted codec whose fit takes this share of the steps, at least one."""
 
 
 def check_chunks(chunks: Any) -> np.ndarray:

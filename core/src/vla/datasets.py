@@ -258,8 +258,10 @@ def check_on_demand(what: str) -> None:
         )  # fmt: skip
 
 
-def open_recorded(record: Mapping[str, Any]) -> Dataset:
+def open_recorded(record: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> Dataset:
     """The data that a model was trained on, as its record names it (`source`, and `data`, its digest).
+
+    With settings it is opened with these, and need not be the same data any more.
 
     A record may come from a stranger: it opens what is here, and never starts a recording.
 
@@ -274,7 +276,7 @@ def open_recorded(record: Mapping[str, Any]) -> Dataset:
     recording = _on_demand.set(False)
     try:
         with reading("the record of a model is damaged", "source", DataError):
-            table = source_table(source)
+            table = source_table(source, settings)
             for one in table.get("mixture", [table]):
                 if one["part"] != DEFAULT_FORMAT and one.get("path") and not os.path.exists(one["path"]):
                     raise DataError("no such folder", field="path", got=one["path"])
@@ -288,7 +290,7 @@ def open_recorded(record: Mapping[str, Any]) -> Dataset:
         ) from error
     finally:
         _on_demand.reset(recording)
-    if dataset.digest() != record.get("data"):
+    if not settings and dataset.digest() != record.get("data"):
         raise DataError(
             "this is other data now than the model was trained on", field="--data", got=source,
             fix="add --data DATA to use it all the same, or other data",

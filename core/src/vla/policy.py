@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from attrs import evolve
 
+from vla.compose import build
 from vla.contracts import GUARD, Observation
 from vla.draws import sampling_noise
 from vla.embodiment import Embodiment
@@ -259,6 +261,7 @@ def open(
     sampling: Mapping[str, Any] | None = None,
     guard: float | None = GUARD,
     verify: bool = True,
+    robot: Mapping[str, Any] | None = None,
 ) -> Policy:
     """Open a model directory for inference.
 
@@ -272,6 +275,7 @@ def open(
         temperature: of token heads; 0 is greedy.
         sampling: these and the head's own options by name, for every call.
         verify: check the digest of every file first.
+        robot: settings of the robot adapter that win over the model's, e.g. {"cameras": ["base_0_rgb=top"]}.
 
     Raises:
         StoreError: the directory is damaged or the weights are not those of the variant.
@@ -279,6 +283,8 @@ def open(
         SettingsError: a framework that is unknown, not installed, or that a part does not run in.
     """
     model = open_model(folder, verify=verify)
+    if robot:
+        model = evolve(model, variant=with_robot(model.variant, robot))
     named = {} if num_steps is None else {"num_steps": num_steps}
     if temperature != 0 or "temperature" not in (sampling or {}):
         named["temperature"] = temperature
@@ -286,6 +292,16 @@ def open(
         raise SettingsError("an option of sampling is given twice", field=twice[0], fix="give it once")
     options = {"default_prompt": default_prompt, "guard": guard, "sampling": {**(sampling or {}), **named}}
     return _policy(model, model.read, framework, device, precision, seed=seed, **options)
+
+
+def with_robot(variant: Any, settings: Mapping[str, Any]) -> Any:
+    """The variant with other settings of its robot adapter.
+
+    Raises:
+        SettingsError, PartError: the adapter does not take them.
+    """
+    sets = {f"robot.{name}": value for name, value in settings.items()}
+    return build(base=variant, set=sets, name=variant.name) if sets else variant
 
 
 def untrained(

@@ -14,7 +14,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Literal, Union
 
@@ -252,6 +252,31 @@ def split_sets(sets: Mapping[str, Any] | Iterable[str] | str, of: str) -> tuple[
     values = parse_sets(sets)
     inside = {path.partition(".")[2]: value for path, value in values.items() if path.startswith(f"{of}.")}
     return {path: value for path, value in values.items() if not path.startswith(f"{of}.")}, inside
+
+
+def grouped_sets(
+    sets: Mapping[str, Any] | Iterable[str] | str, groups: Sequence[str], example: str
+) -> dict[str, dict[str, Any]]:
+    """Group -> its settings, of a verb that knows no others.
+
+    `["data.b=1"]` with the groups ("data", "robot") -> {"data": {"b": 1}, "robot": {}}.
+
+    Raises:
+        SettingsError: a path begins with none of the groups.
+    """
+    found: dict[str, dict[str, Any]] = {group: {} for group in groups}
+    for path, value in parse_sets(sets).items():
+        group, _, name = path.partition(".")
+        if group not in found or not name:
+            raise SettingsError(
+                "no such setting",
+                field="--set",
+                got=path,
+                expected=" or ".join(f"{group}.NAME=VALUE" for group in groups),
+                fix=f"--set {example}",
+            )
+        found[group][name] = value
+    return found
 
 
 def parse_value(text: str) -> Any:

@@ -63,11 +63,44 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     return out
 
 
+def tables(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Any]:
+    """As `table`, for many columns: as many tables as it takes for every cell to be whole, each with the first column.
+
+    A table that is wider than the terminal squeezes its cells until nothing is left of them.
+    """
+    from rich.text import Text
+
+    def wide(cell: str) -> int:
+        return Text.from_markup(cell).cell_len
+
+    between = 2  # blanks
+    widths = [max(min(wide(name), 16), *(wide(row[i]) for row in rows)) + between for i, name in enumerate(columns)]
+    room, used = _width(), widths[0]
+    parts: list[list[int]] = [[]]
+    for i, width in enumerate(widths[1:], 1):
+        if parts[-1] and used + width > room:
+            parts.append([])
+            used = widths[0]
+        parts[-1].append(i)
+        used += width
+    return [
+        table(title if not k else "", [columns[i] for i in (0, *part)], [[row[i] for i in (0, *part)] for row in rows])
+        for k, part in enumerate(parts)
+    ]
+
+
+def _width() -> int:
+    """Columns of the terminal; 120 when stdout is none."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).width
+
+
 def show(*things: Any) -> None:
     """Print rich things to stdout; a plain text width when stdout is no terminal."""
     from rich.console import Console
 
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
+    console = Console(file=sys.stdout, width=_width(), highlight=False)
     for thing in things:
         console.print(printable(thing) if isinstance(thing, str) else thing)
 

@@ -49,7 +49,8 @@ def evaluate(
         api_key: the key of that server; better in the environment variable VLA_API_KEY.
         env: the environment, e.g. tabletop.
         set: path=value, a setting of the environment, e.g. env.families='["touch"]', of the data, e.g.
-            data.preset=tiny, or of the head's sampler, e.g. sampling.temperature=1.0; may be repeated.
+            data.preset=tiny, of the robot adapter, e.g. robot.cameras='["base_0_rgb=top"]', or of the head's sampler,
+            e.g. sampling.temperature=1.0; may be repeated.
         preset: settings of the environment by name, e.g. tiny.
         episodes: how many. The same seed gives the same episodes.
         seed: chooses the episodes.
@@ -88,6 +89,10 @@ def evaluate(
         raise SettingsError("no such baseline", field="--against", got=unknown[0], expected=list(BASELINES))
     scene, of_data = split_sets(set, "data")
     scene, sampling = split_sets(scene, "sampling")
+    scene, of_robot = split_sets(scene, "robot")
+    if policy and (of_robot or sampling):
+        raise SettingsError("a policy behind an address has its own settings", field="--set",
+                            got=next(iter([*of_robot, *sampling])), fix="give them to vla serve")  # fmt: skip
     if of_data and not data:
         raise SettingsError("settings of data that is not named", field="--set", got=f"data.{next(iter(of_data))}",
                             fix="add --data DATA")  # fmt: skip
@@ -99,7 +104,13 @@ def evaluate(
         _remote(policy, send, api_key, against, data)
         if policy
         else open_policy(
-            model, framework, device=device or None, num_steps=num_steps or None, sampling=sampling, guard=guard
+            model,
+            framework,
+            device=device or None,
+            num_steps=num_steps or None,
+            sampling=sampling,
+            guard=guard,
+            robot=of_robot,
         )
     )
     dataset = _demonstrations(opened, data, of_data) if any(name in FROM_DATA for name in against) else None

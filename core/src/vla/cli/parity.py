@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vla.cli import console
@@ -11,6 +12,7 @@ def parity(
     model: str,
     /,
     data: str = "",
+    set: tuple[str, ...] = (),
     batch: int = 2,
     seed: int = 0,
     tolerance: float = 1e-5,
@@ -25,6 +27,8 @@ def parity(
     Args:
         model: a model directory, or a variant (file or folder), which then gets random weights.
         data: a dataset to take observations from; default: random ones.
+        set: path=value: a setting of the data, e.g. data.cameras='["base_0_rgb=top"]', or of the robot adapter, e.g.
+            robot.cameras='["base_0_rgb=top"]'; may be repeated.
         batch: observations.
         seed: of noise, of the choice of frames, and of random weights.
         tolerance: largest difference of an output, as a share of its largest magnitude.
@@ -34,14 +38,20 @@ def parity(
     import time
 
     from vla.errors import SettingsError
+    from vla.policy import with_robot
+    from vla.settings import grouped_sets
     from vla.testing.frameworks import NEEDS, installed, start_weights
     from vla.testing.parity import compare, run
     from vla.training.start import open_start
 
     if batch < 1:
         raise SettingsError("at least one observation is compared", field="--batch", got=batch)
+    sets = grouped_sets(set, ("data", "robot"), "data.stride=2")
+    if sets["data"] and not data:
+        raise SettingsError("settings of data that is not named", field="--set", fix="add --data DATA")
     start = open_start(model)
     variant, weights, stats, tokenizer = start.variant, start.weights, start.stats, start.tokenizer
+    variant = with_robot(variant, sets["robot"])
     for framework in NEEDS:
         if not installed(framework):
             raise SettingsError(
@@ -53,7 +63,7 @@ def parity(
         if framework not in variant.frameworks():
             lacking = [p for p, c in variant.walk() if c.part.frameworks() and framework not in c.part.frameworks()]
             raise SettingsError(f"not every part of this variant runs in {framework}", field=model, got=lacking)
-    inputs, grammar = _inputs(variant, stats, tokenizer, data, batch, seed)
+    inputs, grammar = _inputs(variant, stats, tokenizer, data, batch, seed, sets["data"])
     if weights is None:
         console.note("no weights here: random ones")
         weights = start_weights(variant, seed)
@@ -75,7 +85,9 @@ def parity(
     return 0
 
 
-def _inputs(variant: Any, stats: Any, tokenizer: Any, data: str, batch: int, seed: int) -> tuple[Any, Any]:
+def _inputs(
+    variant: Any, stats: Any, tokenizer: Any, data: str, batch: int, seed: int, settings: Mapping[str, Any]
+) -> tuple[Any, Any]:
     """(observation, actions, draws, noise) for both, and the grammar of a token head with a tokenizer."""
     import numpy as np
 
@@ -97,7 +109,7 @@ def _inputs(variant: Any, stats: Any, tokenizer: Any, data: str, batch: int, see
             got=data,
             fix="give a trained model directory",
         )
-    dataset, spec, head = open_dataset(data), variant.spec, variant.parts["head"]
+    dataset, spec, head = open_dataset(data, settings), variant.spec, variant.parts["head"]
     tokenizer = tokenizer or open_tokenizer(variant.parts["tokenizer"], spec, None)
     group = build_group(variant, stats=stats, tokenizer=tokenizer)
     rng = np.random.default_rng(seed)

@@ -38,7 +38,8 @@ def sample(
         num_steps: denoising steps of chunk heads; 0: the model's setting.
         temperature: of token heads; 0 is greedy.
         guard: actions further beyond what was recorded than this many times its range are refused; none: none are.
-        set: sampling.NAME=VALUE, an option of the head's sampler; may be repeated.
+        set: path=value: a setting of the data, e.g. data.cameras='["base_0_rgb=top"]', of the robot adapter
+            (robot.NAME=VALUE), or of the head's sampler, e.g. sampling.temperature=1.0; may be repeated.
         json: print JSON.
     """
     import json as text
@@ -46,18 +47,16 @@ def sample(
     import numpy as np
 
     from vla.datasets import open_dataset, open_recorded
-    from vla.errors import DataError, SettingsError
+    from vla.errors import DataError
     from vla.policy import open as open_policy
-    from vla.settings import split_sets
+    from vla.settings import grouped_sets
 
-    others, sampling = split_sets(set, "sampling")
-    if others:
-        raise SettingsError("no such setting", field="--set", got=next(iter(others)), expected="sampling.NAME=VALUE")
+    sets = grouped_sets(set, ("data", "robot", "sampling"), "sampling.temperature=1.0")
     policy = open_policy(
         model, framework, device=device or None, num_steps=num_steps or None, temperature=temperature,
-        sampling=sampling, guard=guard,
+        sampling=sets["sampling"], robot=sets["robot"], guard=guard,
     )  # fmt: skip
-    dataset = open_dataset(data) if data else open_recorded(policy.model.record)
+    dataset = open_dataset(data, sets["data"]) if data else open_recorded(policy.model.record, sets["data"])
     if not 0 <= episode < len(dataset.episodes):
         raise DataError("no such episode", field="--episode", got=episode, expected=f"0 to {len(dataset.episodes) - 1}")
     frames = dataset.episodes[episode]
@@ -84,7 +83,7 @@ def sample(
     ]
     rows.append(("error", *(f"{e:.3f}" for e in error)))
     title = console.escape(f'"{seen["prompt"]}": actions (recorded)')
-    console.show(console.table(title, ("step", *map(console.escape, names)), rows))
+    console.show(*console.tables(title, ("step", *map(console.escape, names)), rows))
     console.note(f"{answer['policy_timing']['infer_ms']:.0f} ms in the model")
     return 0
 

@@ -45,7 +45,7 @@ def stats(
         )
     of_variant, of_data = split_sets(set, "data")
     dataset = open_dataset(data, of_data)
-    variant = _variant(model, robot, of_variant, dataset)
+    variant = variant_of(model, robot, of_variant, dataset)
     steps = horizon or variant.spec.action_horizon
     summaries = summarise(dataset, variant, steps)
     info, adapter, norm = dataset.info, variant.parts["robot"], variant.spec.norm
@@ -77,7 +77,7 @@ def stats(
     return 0
 
 
-def _variant(model: str, robot: str, set: Mapping[str, Any], dataset: Any) -> Any:
+def variant_of(model: str, robot: str, set: Mapping[str, Any], dataset: Any) -> Any:
     """The variant that the statistics are for, with the adapter that training would take."""
     from vla.compose import build
     from vla.training.prepare import for_robot_of

@@ -11,6 +11,8 @@ Every row of `num_tokens` ids decodes: only a wrong number of ids, or ids out of
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from vla_tokenizer_fsq import net
 from vla_tokenizer_fsq.config import HEAD_DIM, LEVELS, Fsq
 
 BATCH = 256
+_TIMED = 4  # steps that tell how long a fit takes
 _SIZES = ("num_tokens", "embed_dim", "num_layers", "mlp_ratio", "bound")
 
 
@@ -32,6 +35,7 @@ class FsqCodec:
 
     def __init__(self, settings: Fsq):
         self.settings = settings
+        self.on_step: Callable[[int, int], None] | None = None
         self.vocab_size = settings.codes
         self._levels = LEVELS[settings.codes]
         self.shape: tuple[int, int] | None = None  # (h, d) it was fitted on
@@ -78,6 +82,7 @@ class FsqCodec:
             batch=s.batch,
             lr=s.lr,
             seed=s.seed,
+            on_step=self.on_step,
         )
         out._range = np.stack([clipped.min((0, 1)), clipped.max((0, 1))]).astype(np.float32)
         if not all(np.isfinite(value).all() for value in out._params.values()):
@@ -90,6 +95,18 @@ class FsqCodec:
         error = np.abs(out._decode(np.stack(out.encode(chunks))) - clipped)
         out.fit_rmse, out.fit_max = float(np.sqrt(np.mean(error**2))), float(error.max())
         return out
+
+    def fit_seconds(self, chunks: np.ndarray) -> float:
+        """About how long `fit` would take here: a few steps are made, after one that pays for the start."""
+        chunks = check_chunks(chunks)[: self.settings.batch]
+        self.shortened(0).fit(chunks)
+        began = time.perf_counter()
+        FsqCodec(evolve(self.settings, steps=_TIMED)).fit(chunks)
+        return (time.perf_counter() - began) / _TIMED * self.settings.steps
+
+    def shortened(self, share: float) -> FsqCodec:
+        """The unfitted codec whose fit makes this share of the steps, at least one."""
+        return FsqCodec(evolve(self.settings, steps=max(1, int(self.settings.steps * min(share, 1)))))
 
     def encode(self, chunks: np.ndarray) -> list[np.ndarray]:
         """int32 ids [num_tokens] of each chunk of [n h d]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -96,6 +96,7 @@ def fit(
     batch: int,
     lr: float,
     seed: int,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """Train on chunks [n h d] for the mean square error; the same parameters on every run on one machine.
 
@@ -110,7 +111,7 @@ def fit(
         optimizer,
         lambda i: (i + 1) / warm if i < warm else 0.5 * (1 + math.cos(math.pi * (i - warm) / max(1, steps - warm))),
     )
-    for _ in range(steps):
+    for step in range(steps):
         rows = data[torch.randint(len(data), (min(batch, len(data)),), generator=rng)]
         loss = F.mse_loss(reconstruct(params, rows, levels, layers), rows)
         optimizer.zero_grad()
@@ -118,4 +119,6 @@ def fit(
         torch.nn.utils.clip_grad_norm_(list(params.values()), 1.0)
         optimizer.step()
         schedule.step()
+        if on_step is not None:
+            on_step(step + 1, steps)
     return {name: value.detach().numpy().copy() for name, value in params.items()}
