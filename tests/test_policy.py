@@ -369,3 +369,11 @@ def test_sample_at_the_console(saved, tmp_path, capsys):
     status, _, err = vla_sample("--frame", "9")
     assert status == 2 and "no such frame" in err
     assert vla_sample("--episode", "1")[0] == 2
+    assert vla_sample("--frame", "2", "--set", "data.stride=2")[0] == 0  # the last of frames 0, 2 and 4
+    status, _, err = vla_sample("--frame", "3", "--set", "data.stride=2")
+    assert status == 2 and "0 to 2" in err
+    moved = json.loads(vla_sample("--frame", "2", "--json", "--set", "robot.delta=[3]")[1])["actions"]
+    shift = np.asarray(moved) - np.asarray(answer["actions"])  # actions are now relative to the state
+    close(shift[:, :3], np.broadcast_to(observation(2)["state"][:3], (4, 3)), 1e-4)
+    status, _, err = vla_sample("--set", "spec.action_dim=3")
+    assert status == 2 and "data.NAME=VALUE or robot.NAME=VALUE" in err
