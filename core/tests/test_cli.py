@@ -243,3 +243,24 @@ def test_wide_tables_show_every_number(dims, capsys):
     for t in range(3):
         for i in range(dims):
             assert f"+{t}.{i:03d} (-{t}.{i:03d})" in shown
+
+
+def test_an_edited_variant_is_not_overwritten_unasked(world, tmp_path, capsys):
+    file = tmp_path / "variant.toml"
+    assert main(["build", *TOYS, "--out", str(tmp_path)]) == main(["build", *TOYS, "--out", str(tmp_path)]) == 0
+    written = file.read_text()
+    file.write_text(written + "# by hand\n")
+    assert main(["build", *TOYS, "--out", str(tmp_path)]) == 2
+    assert "--overwrite" in capsys.readouterr().err and file.read_text() == written + "# by hand\n"
+    assert main(["build", *TOYS, "--out", str(tmp_path), "--overwrite"]) == 0 and file.read_text() == written
+    file.write_text("mine = true\n")
+    assert main(["build", *TOYS, "--out", str(tmp_path), "--overwrite"]) == 2 and file.read_text() == "mine = true\n"
+
+
+def test_a_picture_of_somebody_else_is_not_replaced(world, tmp_path, capsys):
+    for name in ("--svg", "--diagram"):
+        file = tmp_path / f"{name}.svg"
+        assert [main(["show", "toytype", "--no-sizes", name, str(file)]) for _ in range(2)] == [0, 0]
+        file.write_text("<svg>mine</svg>")
+        assert main(["show", "toytype", "--no-sizes", name, str(file)]) == 2
+        assert "did not write" in capsys.readouterr().err and file.read_text() == "<svg>mine</svg>"

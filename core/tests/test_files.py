@@ -205,3 +205,32 @@ def test_a_file_that_is_read_and_not_listed_is_refused(tmp_path):
         with pytest.raises(StoreError, match=rf"not in the manifest[\s\S]*{Path(name).name}"):
             manifest.verify_folder(folder, ("a.txt", "inner", "record.json"))
         (folder / name).unlink()
+
+
+# ---- where a path is taken ------------------------------------------------------------------------------------------
+
+
+def test_home_is_expanded_wherever_a_path_is_taken(tmp_path, monkeypatch, capsys):
+    from vla.cli import main
+    from vla.compose import read_variant
+    from vla.runs import find_model
+    from vla.training.metrics import read_metrics
+    from vla.transforms.stats import identity_stats, load_stats, save_stats
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    store.write_weights(tmp_path / "w.safetensors", {"a": np.zeros(3)})
+    assert store.read_weights("~/w.safetensors").keys() == {"a"}
+    save_stats(identity_stats(2, 2), "~/norm_stats.json")
+    assert load_stats("~/norm_stats.json").keys() == load_stats("~").keys() == {"state", "actions"}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"event": "step", "step": 1}\n')
+    assert read_metrics("~/run") == [{"event": "step", "step": 1}]
+    assert find_model("~/w.safetensors") == tmp_path / "w.safetensors"
+    for path in ("~/none", "~nobody-of-this-name/none"):
+        with pytest.raises(StoreError, match="none"):
+            read_variant(path)
+        assert main(["train", path, "--data=~/none", "--out=~/out"]) == 2
+        assert main(["show", path]) == 2
+    assert "none" in capsys.readouterr().err
+    assert not (tmp_path / "~").exists()

@@ -167,7 +167,7 @@ def source_table(source: str | Path | Mapping[str, Any], settings: Mapping[str, 
             _refuse_misspelt(text, part if colon else text, names)
             table = {"part": DEFAULT_FORMAT, "path": text, **(settings or {})}
     path = table.get("path")
-    if isinstance(path, str) and path and (folder := Path(path).expanduser()).exists():
+    if isinstance(path, str) and path and (folder := Path(os.path.expanduser(path))).exists():
         table["path"] = str(folder.absolute())
     return table
 
@@ -218,7 +218,7 @@ def _weighted(source: str) -> tuple[str, float | None]:
         weight = float(number) if colon and text else None
     except ValueError:
         weight = None
-    if weight is None or Path(source).expanduser().exists() or Path(number).is_dir():
+    if weight is None or os.path.exists(os.path.expanduser(source)) or Path(number).is_dir():
         return source, None
     return text, weight
 
@@ -235,7 +235,7 @@ def _refuse_ambiguous(name: str) -> None:
 def _refuse_misspelt(text: str, part: str, names: Collection[str]) -> None:
     """A word that is nearly the name of a dataset part, and no folder or hub name, was meant as one."""
     close = [] if "/" in part or os.sep in part else difflib.get_close_matches(part, names, 1, 0.7)
-    if close and not Path(text).expanduser().exists():
+    if close and not os.path.exists(os.path.expanduser(text)):
         raise PartError(
             "no dataset of this name, and no such folder", field="data", got=text,
             expected=f"a folder, or {', '.join(sorted(names))}", fix=f"did you mean {close[0]}?",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from vla.layout import BACKBONE, Layout
-from vla.pictures import INK, expert_colours
+from vla.pictures import INK, MADE_BY, expert_colours
 
 if TYPE_CHECKING:
     from vla.compose import Chosen, Variant
@@ -80,7 +80,7 @@ def diagram_svg(variants: Sequence[Variant]) -> str:
         height += tall
     legend = _legend()
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height + 50:.0f}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" {MADE_BY} viewBox="0 0 {WIDTH} {height + 50:.0f}" '
         f'font-family="Helvetica, Arial, sans-serif" font-size="12.5" fill="{INK}">\n'
         f'<rect width="{WIDTH}" height="{height + 50:.0f}" fill="#ffffff"/>\n'
         '<defs><marker id="thin" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'

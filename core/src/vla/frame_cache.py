@@ -52,7 +52,7 @@ def cache_frames(
     names = check_cameras(cameras, dataset.info.cameras, dataset.info.source)
     shape = (len(dataset), len(names), *size, 3)
     key = json.dumps([REVISION, dataset.digest(), names, list(size)])
-    file = Path(folder) / f"frames-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
+    file = Path(folder).expanduser() / f"frames-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
     if not file.exists():
         _build(dataset, names, shape, file, threads, progress)
     check_file(file)

@@ -9,6 +9,7 @@ Light: standard library only, until a checkpoint is opened.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ def find_model(path: str | Path) -> Path:
     Raises:
         StoreError: the run has neither a model nor a checkpoint yet, or none of that step.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))  # ~ of nobody stays as it is
     if folder.exists():
         return _of_run(folder, None) if _is_run(folder) else folder
     name, at, step = folder.name.rpartition("@")

@@ -230,7 +230,7 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     """Name -> array. The arrays are copy-on-write views of the file: writable, and paged in when touched."""
     import numpy as np
 
-    path = Path(path)
+    path = Path(path).expanduser()
     table, start = safetensors_header(path)
     data = np.memmap(path, dtype=np.uint8, mode="c", offset=start) if path.stat().st_size > start else np.zeros(0, "u1")
     return {

@@ -45,7 +45,7 @@ def build(
             which fills the parts `hf` of it; the rest is made anew.
         reinit: weights of the model to make anew, by names or beginnings of names; may be repeated.
         seed: of the new weights.
-        overwrite: with --init, replace a model directory that is there.
+        overwrite: replace a variant.toml that is there and another, or with --init a model directory.
     """
     from vla import compose, registry
 
@@ -71,7 +71,7 @@ def build(
     if init:
         write_started(out, variant, init, reinit, seed, overwrite)
     elif out:
-        console.note(f"wrote {write_variant(Path(out), text)}")
+        console.note(f"wrote {write_variant(Path(out), text, overwrite)}")
     return 0
 
 
@@ -118,21 +118,26 @@ def write_started(out: str, variant: Any, init: str, reinit: tuple[str, ...], se
     console.note(f"{start.origin}\nwrote {out}")
 
 
-def write_variant(folder: Path, text: str) -> Path:
+def write_variant(folder: Path, text: str, overwrite: bool) -> Path:
     """Write `variant.toml` into a folder, whole or not at all.
 
     Raises:
-        StoreError: the folder cannot be written, or it holds weights, which belong to the variant that is there.
+        StoreError: the folder cannot be written, holds weights, which belong to the variant that is there, or holds
+            another variant, which people edit by hand.
     """
     from vla.compose import VARIANT_FILE
     from vla.errors import StoreError
     from vla.files import write_text
 
-    target = folder / VARIANT_FILE
+    target = folder.expanduser() / VARIANT_FILE
+    folder = target.parent
     if (folder / "model.safetensors").exists():
         fix = "choose another folder, or remove the weights"
         raise StoreError("this folder holds the weights of another variant", field="--out", got=str(folder), fix=fix)
-    return write_text(target, text, "the variant")
+    if target.is_file() and not overwrite and target.read_bytes() != text.encode():
+        fix = "choose another folder, or add --overwrite"
+        raise StoreError("another variant is there, or it was edited", field=str(target), fix=fix)
+    return write_text(target, text, "the variant", b"vla = ")
 
 
 def main(argv: list[str]) -> int:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -94,7 +95,7 @@ class Option:
                 return value
         if not self.values:
             try:
-                value = self.type(text)
+                value = self.type(os.path.expanduser(text) if self.type is Path else text)  # no shell expands --out=~/x
                 if not isinstance(value, float) or math.isfinite(value):
                     return value
             except ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +64,9 @@ def show(
 def write_picture(path: str, text: str) -> None:
     """Write a picture; a path that cannot be written is the user's to mend."""
     from vla.files import write_text
+    from vla.pictures import MADE_BY
 
-    write_text(path, text, "the picture")
+    write_text(path, text, "the picture", MADE_BY.encode())
     console.note(f"wrote {path}")
 
 
@@ -72,10 +74,10 @@ def find_variant(name: str, preset: str = "", set: Any = ()) -> Variant | None:
     """The variant a name means: a path, or a model type; None if neither."""
     from vla import compose, registry
 
-    path = Path(name)
+    path = Path(os.path.expanduser(name))
     looks_like_path = path.suffix == ".toml" or path.exists() or len(path.parts) > 2 or name.startswith((".", "/", "~"))
     if looks_like_path and not any(i.name == name for i in registry.listed(registry.MODEL_TYPE)):
-        return compose.build(base=path.expanduser(), preset=preset or None, set=set)
+        return compose.build(base=path, preset=preset or None, set=set)
     if any(i.name == name.rpartition("/")[2] for i in registry.listed(registry.MODEL_TYPE)):
         return compose.build(type=name, preset=preset or None, set=set)
     return None

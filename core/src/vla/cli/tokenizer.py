@@ -51,7 +51,7 @@ def fit(
 
     if not out:
         raise SettingsError("no folder is named", field="--out", fix="--out FOLDER")
-    if Path(out).exists():
+    if Path(out).expanduser().exists():
         raise StoreError("the folder exists", field="--out", got=out, fix="name a new folder, or remove it")
     sets, of_data, variant = _sorted(set, data, robot, horizon)
     codec = _codec(tokenizer, preset, sets)
@@ -141,7 +141,7 @@ def bench(
         title = f"{n} chunks [{h}, {d}] of {console.escape(data)}, a fifth held out and measured"
         console.show(console.table(title, COLUMNS, [tuple(map(console.escape, row)) for row in rows(results)]), LEGEND)
     if picture:
-        draw(Path(picture), found, results)
+        draw(Path(picture).expanduser(), found, results)
         console.note(f"wrote {picture}")
     return 0
 

@@ -44,7 +44,7 @@ def starting_weights(variant: Any, init: str, seed: int = 0) -> tuple[dict[str, 
             expected=" or ".join(["a model directory", *(f"{name}:PATH" for name in SOURCES)]),
             fix="e.g. --init paligemma:path/to/paligemma-3b-pt-224 (a folder of transformers, or big_vision's .npz)",
         )
-    start = load_object(SOURCES[source])(Path(path), variant)  # before the fresh weights: it may refuse
+    start = load_object(SOURCES[source])(Path(path).expanduser(), variant)  # before the fresh weights: it may refuse
     return start.fill(fresh_weights(variant, seed)), start
 
 

@@ -187,6 +187,7 @@ class _Run:
                 self.progress = Progress(config.steps, self.start, prepared.variant.name)
             self.listeners.append(self.progress or say)
         self.saved: Path | None = found.folder if found else None
+        self.tried = -1  # the step of the last try to save
         self.save_failure: VlaError | OSError | None = None
         self.left: set[str] = set()  # old checkpoints that stay because not all of them is ours
         self.last: dict[str, Any] = {}
@@ -335,8 +336,9 @@ class _Run:
 
     def _save(self, step: int) -> None:
         """Write a checkpoint. A failure is said and training goes on: the older checkpoint is intact."""
-        if checkpoints.checkpoint_folder(self.out, step) == self.saved:
+        if checkpoints.checkpoint_folder(self.out, step) == self.saved or step == self.tried:
             return
+        self.tried = step
         arrays = self.engine.state()
         if self.rank != 0:
             return

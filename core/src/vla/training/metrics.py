@@ -215,7 +215,7 @@ def _to_hook(item: Any, event: str, record: Mapping[str, Any]) -> None:
 
 def read_metrics(out: str | Path, event: str = "step") -> list[dict[str, Any]]:
     """The records of one kind of a run, in order (for plots and tests)."""
-    path = Path(out) / FILE
+    path = Path(out).expanduser() / FILE
     if not path.exists():
         return []
     records = [parse_json(line, path) for line in read_text(path, MOST_METRICS).splitlines() if line.endswith("}")]

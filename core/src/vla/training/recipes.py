@@ -113,8 +113,8 @@ def read_recipe(name: str | Path) -> Recipe:
     known = recipe_names()
     if str(name) in known:
         label, text = str(name), (resources.files("vla.recipes") / f"{name}.toml").read_text(encoding="utf-8")
-    elif os.path.exists(name):
-        label, text = Path(name).stem, read_text(name, MOST_TOML, SettingsError)
+    elif os.path.exists(file := os.path.expanduser(name)):
+        label, text = Path(name).stem, read_text(file, MOST_TOML, SettingsError)
     else:
         raise SettingsError("no such recipe", field="--recipe", got=str(name), expected=", ".join(known))
     table = parse_toml(text, name, "the recipe is not TOML", error=SettingsError)

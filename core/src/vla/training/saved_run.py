@@ -6,6 +6,7 @@ vla train --out runs/mine --resume
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,9 @@ def _words(value: Any) -> Any:
     """A value so that equal ones compare equal: a path by where it leads, a list as it stands."""
     if isinstance(value, list | tuple):
         return [_words(one) for one in value]
-    return str(Path(value).expanduser().absolute()) if isinstance(value, str) and Path(value).exists() else value
+    if not isinstance(value, str) or not (path := Path(os.path.expanduser(value))).exists():
+        return value
+    return str(path.absolute())
 
 
 def _shown(value: Any) -> str:

@@ -94,7 +94,7 @@ def save_stats(stats: Mapping[str, Stats], path: str | Path, about: Mapping[str,
         path: the file, or a folder for it.
         about: plain values to keep beside the statistics (a report).
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     path = path / FILE if path.is_dir() else path
     extra = dict(about or {})
     digests = {key: s.data for key, s in stats.items() if s.data}
@@ -108,7 +108,7 @@ def save_stats(stats: Mapping[str, Stats], path: str | Path, about: Mapping[str,
     if extra:
         table["vla"] = extra
     text = json.dumps(table, indent=2, allow_nan=False) + "\n"
-    write_text(path, text, "the statistics")
+    write_text(path, text, "the statistics", b'"norm_stats"')
     return path
 
 
@@ -122,7 +122,7 @@ def load_stats(path: str | Path) -> dict[str, Stats]:
     Raises:
         StoreError: there is none, or it is damaged; the message names the field.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     path = path / FILE if path.is_dir() else path
     table = _read(path)
     entries = table.get("norm_stats")

@@ -117,7 +117,7 @@ def find_root(path: str) -> Path:
         raise DataError(
             "which dataset?", field="path", got="''", fix="name a folder with meta/info.json, or a hub name org/name"
         )
-    given = Path(path).expanduser()
+    given = Path(os.path.expanduser(path))
     hub = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     tried = [given]
     if not given.is_absolute() and len(given.parts) == 2 and not given.is_dir():
