@@ -180,6 +180,20 @@ def test_asking_happens_in_the_background():
         assert policy.steps[1] == first + 10
 
 
+def test_slow_answers_are_asked_for_sooner():
+    """With answers that take 15 ticks, waiting for tick 18 of 20 would leave a gap."""
+    policy = Policy()
+    with ChunkPlayer(policy, hz=50, fallback="hold", every=18) as made:
+        policy.go.clear()
+        made.tick(OBS)
+        until(lambda: made._asked == 0)
+        for _ in range(15):
+            made.tick(OBS)
+        policy.go.set()
+        until(lambda: len(policy.steps) >= 2)  # what is left is less than an answer took: it asks again at once
+        assert policy.steps[:2] == [0, 15]
+
+
 @pytest.mark.parametrize(("rtc", "told"), [("best", {}), ("guided", {"rtc": "guided"})])
 def test_the_next_chunk_is_told_what_it_goes_on_from(rtc, told):
     """From the step of its observation on: what is planned, and how much of it an answer's time takes."""

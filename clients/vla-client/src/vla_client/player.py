@@ -52,7 +52,8 @@ class ChunkPlayer:
             action again), "stop" (`stop_action`), "continue" (go on as in the last tick, for `coast` ticks, then hold).
         control: "position" or "velocity". A velocity that is held goes on moving: only "stop" is allowed then.
         stop_action: [a]; what stops the robot, e.g. zeros for velocities.
-        every: ticks from one request to the next; default: half a chunk.
+        every: ticks from one request to the next; default: half a chunk. Sooner, when the last answers took so long
+            that the next one would come too late.
         max_age: seconds since its observation after which an action is not executed; default: the length of a chunk.
         coast: ticks that "continue" lasts.
         guard: the last check; its interventions are counted.
@@ -203,18 +204,21 @@ class ChunkPlayer:
     def ahead(self) -> int:
         """Actions that are there for the steps to come, without a gap."""
         with self._lock:
-            n = 0
-            while self.step + 1 + n in self._buffer:
-                n += 1
-            return n
+            return self._planned()
+
+    def _planned(self) -> int:
+        n = 0
+        while self.step + 1 + n in self._buffer:
+            n += 1
+        return n
 
     def _due(self) -> tuple | None:
         """The observation to ask about now, with the lock held."""
         if self._newest is None or self._newest[0] <= self._asked:
             return None
         every = self.every if self.every is not None else max(1, self._horizon // 2)
-        starving = self.step + 1 not in self._buffer
-        return self._newest if starving or self._asked < 0 or self._newest[0] - self._asked >= every else None
+        late = self._planned() <= max(self._delays) + 2  # the last answers took about as long as what is left
+        return self._newest if late or self._asked < 0 or self._newest[0] - self._asked >= every else None
 
     def _going_on(self, step: int) -> dict[str, Any]:
         """What is planned from this step on, and how much of it will be executed before an answer is here."""
