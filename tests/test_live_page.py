@@ -119,6 +119,18 @@ def test_a_frame_that_the_policy_refuses(page):
         assert "BAD_OBSERVATION" in page.inner_text("#tried")
 
 
+def test_a_frame_that_cannot_be_read(page):
+    def gone(index):
+        raise OSError("the disk is gone")
+
+    with serving(Echo(), live=lambda s: Live(s, (7, gone))) as server:
+        page.goto(server.http)
+        page.wait_for_selector("#link.good", timeout=10_000)
+        page.click("#ask")
+        page.wait_for_selector("#tried .bad", timeout=10_000)
+        assert "OSError: the disk is gone" in page.inner_text("#tried")
+
+
 def test_a_key_is_given_behind_the_hash(page):
     with serving(Echo(), api_key="sesame", live=lambda s: Live(s, (0, ""))) as server:
         page.goto(server.http)

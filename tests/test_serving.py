@@ -228,6 +228,20 @@ def test_frames_that_are_none_are_refused_and_nobody_else_notices():
             assert good.infer(observation(4))["actions"][0, 0] == 4
 
 
+def test_bytes_that_are_no_http_are_nobodys_traceback(caplog):
+    import socket
+
+    with serving(Echo()) as server:
+        for data in (b"", b"\x00" * 100, b"POST / HTTP/1.1\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"GET /" + b"a" * 10_000):
+            with socket.create_connection(("127.0.0.1", server.port), 5) as link:
+                link.sendall(data)
+                link.shutdown(socket.SHUT_WR)
+                answer = link.recv(10_000)
+                assert b"Traceback" not in answer and b".py" not in answer
+        assert RemotePolicy(server.url).infer(observation(2))["actions"][0, 0] == 2
+    assert not [r for r in caplog.records if r.name == "vla.serve" and r.levelname in ("ERROR", "CRITICAL")]
+
+
 def test_frames_that_are_too_long_end_the_connection():
     with serving(Echo(), max_frame=2000) as server:
         ws, _ = raw(server)

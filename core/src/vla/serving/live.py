@@ -10,6 +10,7 @@ import asyncio
 import base64
 import io
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
@@ -24,6 +25,7 @@ from websockets.exceptions import ConnectionClosed
 from vla.serving.protocol import Ask
 from vla.serving.sessions import Session
 
+log = logging.getLogger("vla.serve")
 EVERY = 0.1  # seconds between snapshots
 VIEW = 192  # pixels of a thumbnail's longer side
 BUCKETS = (5, 10, 20, 40, 80, 160, 320, 640, 1280)  # ms, of the histogram
@@ -105,6 +107,9 @@ class Live:
             }  # fmt: skip
         except ServerError as error:
             return {"index": index, "error": str(error)}
+        except Exception as error:  # the data's reader is anybody's code
+            log.warning("frame %d of the data cannot be shown", index, exc_info=error)
+            return {"index": index, "error": f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"}
         finally:
             dispatcher.close(session)
 

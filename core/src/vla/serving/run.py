@@ -148,7 +148,7 @@ def _frames(plan: Plan, policy: Any, horizon: int) -> Any:
 def run_server(plan: Plan) -> int:
     """Serve until a signal."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s  %(message)s")
-    logging.getLogger("vla.serve.websockets").setLevel(logging.ERROR)  # refused handshakes are said by us
+    logging.getLogger("vla.serve.websockets").setLevel(logging.CRITICAL)  # tracebacks of strangers' bytes; ours say it
     logging.getLogger("PIL").setLevel(logging.WARNING)
     options = options_of(plan)
     bound = bind(options)

@@ -204,9 +204,15 @@ class Server:
 
     async def _connection(self, ws: ServerConnection) -> None:
         path = urlsplit(ws.request.path).path if ws.request else "/"
-        if path == "/live" and self.live is not None:
-            await self.live.watch(ws)
-            return
+        try:
+            await (self.live.watch(ws) if path == "/live" and self.live is not None else self._robot(ws))
+        except ConnectionClosed:
+            pass
+        except Exception:
+            log.exception("a connection failed")
+            await ws.close(1011, "internal error")
+
+    async def _robot(self, ws: ServerConnection) -> None:
         peer = "{}:{}".format(*(ws.remote_address or ("?", 0))[:2])
         try:
             await self._make_room()
@@ -226,8 +232,6 @@ class Server:
             async for frame in ws:
                 if not await self._heard(ws, talk, session, frame, tasks):
                     break
-        except ConnectionClosed:
-            pass
         finally:
             self.connections.pop(session.number, None)
             self.dispatcher.close(session)
