@@ -29,6 +29,7 @@ class Rows:
     begin: float  # what the clock shows at the first frame
     since: np.ndarray  # [count] seconds since the first frame
     frame: int | None  # `frame_index` of the first
+    timed: bool  # whether a column says when or the how-manieth each frame is
 
 
 class _Misfit(Exception):
@@ -153,6 +154,11 @@ def _placed(clip: Clip, row: Rows, film: Film, meta: Meta, after: float, ordered
                 "correct from_timestamp and to_timestamp in meta/, or the timestamps in data/",
             )  # fmt: skip
         return _checked(evolve(clip, start=begin), row, film, fps)
+    if not row.timed:
+        raise _Misfit(
+            "nothing says which pictures of a video are those of an episode", f"{len(held)} pictures",
+            f"{row.count}, one a frame, as there is neither timestamp nor frame_index", "add one of these columns",
+        )  # fmt: skip
     if not fits:
         raise _Misfit(
             "a video does not hold the pictures of an episode",
@@ -194,7 +200,7 @@ def _checked(clip: Clip, row: Rows, film: Film, fps: float) -> Clip:
     asked = clip.start + row.since
     nearest = _nearest(film.times, asked)
     apart = np.abs(film.times[nearest] - asked)
-    if (bad := apart > 0.5 / fps + SAME).any():
+    if (bad := apart > max(0.48 / fps, 0.5 / fps - SAME)).any():  # at half a frame rounding would choose
         at = int(np.argmax(bad))
         raise _Misfit(
             "a frame has no picture within half a frame of its time",
@@ -221,13 +227,15 @@ def _nearest(times: np.ndarray, asked: np.ndarray) -> np.ndarray:
 
 
 def rows_of(
-    meta: Meta, episodes: Iterable[range], begin: np.ndarray, since: np.ndarray, number: np.ndarray | None
+    meta: Meta, episodes: Iterable[range], begin: np.ndarray, since: np.ndarray, columns: Mapping[str, np.ndarray]
 ) -> list[Rows]:
-    """What each episode needs of its videos, from the clock of its frames (see `spans.clock`)."""
+    """What each episode needs of its videos, from the clock of its frames (see `spans.clock`) and their columns."""
+    number = columns.get("frame_index")
+    timed = number is not None or "timestamp" in columns
     return [
         Rows(
             int(n), len(span), float(begin[span.start]), since[span.start : span.stop],
-            None if number is None else int(number[span.start]),
+            None if number is None else int(number[span.start]), timed,
         )
         for n, span in zip(meta.numbers, episodes, strict=True)
     ]  # fmt: skip

@@ -26,8 +26,9 @@ from vla_dataset_lerobot.frames import (
     schema_of,
     whole,
 )
-from vla_dataset_lerobot.meta import IMAGE_PREFIX, find_root, read_meta
+from vla_dataset_lerobot.meta import IMAGE_PREFIX, read_meta
 from vla_dataset_lerobot.pictures import place, rows_of
+from vla_dataset_lerobot.roots import find_root
 from vla_dataset_lerobot.schema import AUTO
 from vla_dataset_lerobot.spans import INDICES, check_indices, check_once, clock, episodes_of, in_order
 from vla_dataset_lerobot.video import Videos
@@ -72,7 +73,7 @@ class LeRobotDataset:
         self._states, self._actions = (joined(pieces, frames.vectors, meta) for pieces in (state, action))
         self._episode_of = np.repeat(np.arange(len(self.episodes)), meta.lengths)
         self._task_of, self._texts = self._instructions(frames, task)
-        rows = rows_of(meta, self.episodes, begin, self._times, frames.scalars.get("frame_index"))
+        rows = rows_of(meta, self.episodes, begin, self._times, frames.scalars)
         self._clips = {
             name: place(meta, key, rows, not settings.check_fps)
             for name, key in self._cameras.items()
