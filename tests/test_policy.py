@@ -294,7 +294,7 @@ def test_wrong_options_are_refused(saved):
         ({"precision": "float8"}, "precision"),
         ({"device": "abacus"}, "device"),
         *(({"num_steps": n}, "num_steps") for n in (0, -1, 1.5, True, "10", 10**9, np.nan)),
-        *(({"temperature": t}, "temperature") for t in (-0.1, np.nan, np.inf, "hot", None, True)),
+        *(({"temperature": t}, "temperature") for t in (-0.1, 1e-40, np.nan, np.inf, "hot", None, True)),
         *(({"guard": g}, "guard") for g in (-1, np.nan, "wide")),
         *(({"seed": s}, "seed") for s in (-1, 1.5, "7", None)),
         *(({"default_prompt": p}, "default_prompt") for p in ("", "  _ ", "\ud800", 7)),

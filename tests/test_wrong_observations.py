@@ -155,7 +155,7 @@ BAD_PROMPTS = {
     "None": None, "empty": "", "blanks": "   ", "a new line": "\n", "an underline": "_ _", "no UTF-8": b"\xff\xfe",
     "a number": 7, "NaN": float("nan"), "yes": True, "a list": ["touch", "it"], "a dict of words": {"text": "touch"},
     "two in an array": np.array(["touch", "it"]), "ids": np.arange(4), "half a pair": "touch \ud83d it",
-    "the other half": "\udd16", "a list of one": ["touch the red block"],
+    "the other half": "\udd16", "too long": "touch it " * 500, "a list of one": ["touch the red block"],
 }  # fmt: skip
 RIGHT_PROMPTS = {
     "bytes": b"touch the red block", "numpy": np.str_("touch the red block"), "0-d": np.array("touch the red block"),

@@ -85,6 +85,20 @@ class SlowFit(Protocol):
         """The unfitted codec whose fit takes this share of the steps, at least one."""
 
 
+def check_text(text: str, name: str = "prompt") -> str:
+    """A text that can be encoded.
+
+    Raises:
+        DataError: it has half of a surrogate pair, which is no character and has no encoding.
+    """
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise DataError(
+            "a text has half of a surrogate pair, which is no character", field=name, got=ascii(text)[:60],
+            fix="decode what the sender wrote as UTF-8",
+        )  # fmt: skip
+    return text
+
+
 def check_chunks(chunks: Any) -> np.ndarray:
     """Chunks [n h d] as floats.
 

@@ -13,7 +13,10 @@ import numpy as np
 from attrs import evolve, frozen
 
 from vla.contracts import DEFAULT_SAMPLING, MOST_STEPS, Sampling
+from vla.errors import SettingsError
 from vla.settings import fields_of, number, size, structure, unknown_key
+
+LEAST_TEMPERATURE = 1e-3
 
 
 @frozen
@@ -42,6 +45,11 @@ def options(head: Any, values: Mapping[str, Any], base: Sampling = DEFAULT_SAMPL
             raise unknown_key(f"sampling.{name}", [f"sampling.{known}" for known in declared])
         value = value.item() if isinstance(value, np.generic) else value
         read[name] = getattr(structure(declared[name], {name: value}, "sampling"), name)
+    if 0 < read.get("temperature", 0.0) < LEAST_TEMPERATURE:  # logits divided by it would overflow
+        raise SettingsError(
+            "a temperature is 0, for the likeliest token, or not so near to it", field="sampling.temperature",
+            got=read["temperature"], expected=f"0, or at least {LEAST_TEMPERATURE:g}",
+        )  # fmt: skip
     common = {name: read.pop(name) for name in fields_of(Common) if name in read}
     return evolve(base, **common, extra={**base.extra, **read})
 

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from attrs import evolve, frozen
 
-from vla.codecs import CODEC_FILE, ActionCodec, TextTokenizer, check_chunks
+from vla.codecs import CODEC_FILE, ActionCodec, TextTokenizer, check_chunks, check_text
 from vla.contracts import DecodeGrammar, Spec
 from vla.errors import DataError, DecodeError, SettingsError
 from vla.id_map import ID_MAP_FILE, IdMap
@@ -239,6 +239,7 @@ class Tokenizer:
     def _prompt_ids(self, prompt: str, state: np.ndarray | None) -> np.ndarray:
         if not isinstance(prompt, str):
             raise DataError("the prompt is not text", field="prompt", got=type(prompt).__name__, expected="str")
+        check_text(prompt)
         if self.prompt.has_state:
             if state is None:
                 raise DataError(

@@ -63,6 +63,11 @@ class DatasetConformance(PartConformance):
 
     # ---- instead of a variant, beside which a dataset stands --------------------------------------------------------
 
+    def test_samples_have_keys_that_something_reads(self) -> None:
+        """Others are refused in training: a misspelt `actions_is_pad` would turn its mask off without a word."""
+        known = {"images", "image_masks", "state", "actions", "actions_is_pad", "prompt", "episode", "frame", "dataset"}
+        assert set(self.data.sample(0, HORIZON)) <= known | {"extra"}
+
     def test_a_variant_with_it_survives_its_file(self) -> None:
         """A dataset is no part of a variant; its own table survives."""
         table = self.chosen.table()

@@ -165,6 +165,11 @@ class TokenizerConformance(PartConformance):
             assert np.array_equal(*ends)
         assert ends[0][-1] == ends[1][-1]
 
+    def test_half_of_a_surrogate_pair_is_refused(self) -> None:
+        for prompt in ("push \ud83d", "\udd16 left"):
+            with pytest.raises(DataError, match="surrogate"):
+                self.tokenizer.tokenize(prompt, self.state())
+
     def test_what_is_no_text_is_refused(self) -> None:
         for prompt in (None, 3, b"bytes"):
             with pytest.raises(DataError, match="prompt"):

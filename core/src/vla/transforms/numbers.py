@@ -16,6 +16,7 @@ from vla.errors import ActionError, DataError
 from vla.transforms.group import Flat, as_array
 from vla.transforms.stats import Stats
 
+_SLACK = 1e-4  # in the robot's units: less does not count as going far
 EPS = 1e-6  # added to the standard deviation, and to the quantile range
 CONSTANT = 2.0  # |z| with which a dim that was constant in the data answers any other value, at most
 
@@ -229,7 +230,7 @@ class RefuseFar:
         low, high = self.stats.recorded
         d = min(x.shape[-1], len(low))
         low, high, x = low[:d], high[:d], x[..., :d]
-        room = self.spans * (high - low + EPS)
+        room = self.spans * (high - low) + _SLACK  # a dim that never moved has no range
         far = np.maximum(low - x, x - high) - room
         if (far > 0).any():
             at = tuple(int(i) for i in np.unravel_index(np.argmax(far), far.shape))

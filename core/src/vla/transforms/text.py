@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from attrs import frozen
 
+from vla.codecs import check_text
 from vla.errors import DataError
 from vla.transforms.group import Flat
 
@@ -28,11 +29,7 @@ def as_text(value: Any, name: str = "prompt") -> str:
             raise DataError("the prompt is not UTF-8", field=name, got=value[:40]) from error
     if not isinstance(value, str):
         raise DataError("the prompt is no text", field=name, got=type(value).__name__, expected="str")
-    if any("\ud800" <= c <= "\udfff" for c in value):
-        raise DataError(
-            "the prompt has half of a surrogate pair, which is no character", field=name, got=ascii(value)[:60],
-            fix="decode what the sender wrote as UTF-8",
-        )  # fmt: skip
+    check_text(value, name)
     if not value.replace("_", " ").strip():  # prompt formats write "_" as a blank
         raise DataError(
             "the instruction is empty", field=name, got=repr(value)[:60],
