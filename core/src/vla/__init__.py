@@ -29,7 +29,8 @@ _PUBLIC = {
     "train": "training.loop", "TrainConfig": "training.config",
     "evaluate": "evaluation",
 }  # fmt: skip
-__all__ = ["__version__", *_PUBLIC]
+# `vla.open` is public, but `from vla import *` must not take Python's own away.
+__all__ = ["__version__", *(name for name in _PUBLIC if name != "open")]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from attrs import frozen
 
 from vla.codecs import ActionCodec, check_chunks
-from vla.errors import DataError, DecodeError
+from vla.errors import DataError, DecodeError, SettingsError
 from vla.transforms.build import stats_steps
 from vla.transforms.quantiles import summarise_batches
 from vla.transforms.stats import _apply, stats_of, summarise
@@ -204,8 +204,12 @@ def broken_share(
 
 def picture(path: Path, chunks: Chunks, results: Sequence[Result], seed: int = 0) -> None:
     """Original against decoded, one panel per dim, for the first held-out chunk."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            "pictures are drawn with matplotlib, which is not installed", fix="pip install 'vla-core[plots]'"
+        ) from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

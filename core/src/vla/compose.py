@@ -42,14 +42,21 @@ VARIANT_FILE = "variant.toml"
 FRAMEWORKS = ("torch", "jax")
 
 
-@frozen
+@frozen(repr=False)
 class Chosen:
-    """One part, its settings, and the parts it is made of."""
+    """One part, its settings, and the parts it is made of. Pickled as its table: a part's code stays where it is."""
 
     part: Part
     dist: str  # "vla-head-ki 0.1.0"; "" for a part given as an object
     settings: Any
     inner: Mapping[str, Chosen]
+
+    def __repr__(self) -> str:
+        inner = ", ".join(map(repr, self.inner.values()))
+        return f"{self.part.name}({inner})" if inner else self.part.name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return resolve, (self.part.kind, self.table(objects=True))
 
     @functools.cached_property
     def offers(self) -> Mapping[str, Any]:
@@ -131,9 +138,9 @@ class Chosen:
         return {**own, **values, **{slot: c.table(objects=objects) for slot, c in self.inner.items()}}
 
 
-@frozen
+@frozen(repr=False)
 class Variant:
-    """A checked tree of parts with settings and shapes: what `vla build` writes."""
+    """A checked tree of parts with settings and shapes: what `vla build` writes. Pickled as that."""
 
     name: str
     spec: Spec
@@ -141,6 +148,12 @@ class Variant:
     tokenizer: Chosen
     head: Chosen
     robot: Chosen
+
+    def __repr__(self) -> str:
+        return f"<Variant {self.name!r}: {', '.join(map(repr, self.parts.values()))}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return compose, (self.tree(), self.spec, self.name)
 
     @property
     def parts(self) -> dict[str, Chosen]:

@@ -75,6 +75,7 @@ class Policy:
         self.model, self.runner, self.variant = model, runner, model.variant
         self.name = self.variant.name
         self.seed = seed
+        self._options = {"default_prompt": default_prompt, "sampling": sampling, "guard": guard}
         self.group = build_group(
             self.variant, stats=model.stats, tokenizer=model.tokenizer, default_prompt=default_prompt, guard=guard
         )
@@ -83,6 +84,22 @@ class Policy:
         self._calls = 0
         always = for_model(self.variant, self.group.codec_dim, model.tokenizer)
         self.sampling = options(self.variant.parts["head"], sampling or {}, always)
+
+    def __repr__(self) -> str:
+        where = f", {self.model.folder}" if self.model.folder != Path() else ""
+        return f"<Policy {self.name!r}: {self.framework}{where}>"
+
+    @property
+    def framework(self) -> str:
+        """The framework it runs in."""
+        return "torch" if ".torch_kit." in type(self.runner).__module__ else "jax"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """With its weights, so that it opens where the folder is not; on the accelerator of that place, if any."""
+        model = evolve(self.model, reader=None)
+        state = {"seed": self.seed, "name": self.name, "_calls": self._calls, "refused": self.refused}
+        precision = getattr(self.runner, "precision", "float32")
+        return _unpickled, (model, self.runner.weights(), self.framework, precision, self._options, state)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -311,6 +328,16 @@ def untrained(
     model = ModelDir(Path(), variant, Path(), stats, tokenizer, {}, "untrained")
     policy = _policy(model, lambda: None, framework, device, "float32", seed=seed, guard=None)
     policy.name = f"{policy.name} (untrained)"
+    return policy
+
+
+def _unpickled(
+    model: ModelDir, weights: Mapping[str, np.ndarray], framework: str, precision: str, options: Mapping[str, Any],
+    state: Mapping[str, Any],
+) -> Policy:  # fmt: skip
+    policy = _policy(model, lambda: weights, framework, None, precision, seed=state["seed"], **options)
+    for name, value in state.items():
+        setattr(policy, name, value)
     return policy
 
 

@@ -13,6 +13,7 @@ without a file. This module is light; each name below is imported when it is fir
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -30,6 +31,10 @@ _PUBLIC = {
 # kind of part -> its conformance class
 KITS = {name.removesuffix("Conformance").lower(): name for name in _PUBLIC if name.endswith("Conformance")}
 __all__ = [*_PUBLIC, "KITS"]
+
+if "pytest" in sys.modules:  # their `assert` statements show values, as those of a test file do
+    modules = dict.fromkeys(f"vla.testing.{name}" for name in ("parts", "models", *_PUBLIC.values()))
+    sys.modules["pytest"].register_assert_rewrite(*(name for name in modules if name not in sys.modules))
 
 
 def __getattr__(name: str) -> Any:

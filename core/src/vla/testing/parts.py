@@ -20,6 +20,7 @@ from vla.compose import Variant, load_object, resolve, variant_from_toml
 from vla.errors import PartError, SettingsError
 from vla.parts import CONTRACTS, TESTS, TOP_SLOTS, Part
 from vla.settings import describe, fields_of, structure, to_toml
+from vla.testing import plugin
 from vla.testing.frameworks import NEEDS, installed
 from vla.testing.partners import needs_everywhere, stand_in, variations
 from vla.testing.plugin import EXCUSED
@@ -71,6 +72,9 @@ class PartConformance:
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
         """Checks that take a `framework` run in each one that the part declares."""
+        plugins = metafunc.config.pluginmanager
+        if not plugins.is_registered(plugin):  # the kit is in use: its plugin was asked for
+            plugins.register(plugin, plugin.__name__)
         if "framework" in metafunc.fixturenames:
             metafunc.parametrize(
                 "framework",

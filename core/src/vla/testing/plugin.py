@@ -1,6 +1,6 @@
-"""The pytest plugin of the kit (`pytest11`): shows what was declared as an exception, in every run.
+"""The pytest plugin of the kit: shows what was declared as an exception.
 
-It is loaded in every pytest run of an environment that has vla-core, so it imports nothing but pytest.
+The kit registers it in the runs that use the kit; in any other, vla has no part.
 """
 
 from __future__ import annotations
@@ -10,12 +10,6 @@ from typing import Any
 import pytest
 
 EXCUSED = "declared exception: "
-# Their `assert` statements show values, as those of a test file do.
-pytest.register_assert_rewrite(
-    *(f"vla.testing.{name}" for name in (
-        "parts", "models", "heads", "vision", "llms", "backbones", "tokenizers", "datasets", "protocols",
-    ))
-)  # fmt: skip
 
 
 @pytest.hookimpl(tryfirst=True)
