@@ -32,7 +32,10 @@ MOST_DEPTH = 64  # tables within tables
 MOST_NAMES = 100_000  # arrays of one file
 COPY = "copy it again from its source"
 # What parsers and the code that reads their results raise when a file is not what it says it is.
-FAULTS = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, MemoryError)
+FAULTS = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError),
+    *(ArithmeticError, RuntimeError, MemoryError),
+)
 # A TOML key of many parts: the time that tomllib takes grows with their square.
 _PART = r"(?:(?<![\w-])[\w-]++|\"[^\"\n]*+\"|'[^'\n]*+')"
 _LONG_KEY = re.compile(rf"(?:{_PART}[ \t]*+\.[ \t]*+){{{MOST_DEPTH}}}")

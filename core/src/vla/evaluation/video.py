@@ -56,7 +56,8 @@ def encode(frames: Sequence[np.ndarray], hz: float, crf: int = 26) -> bytes:
     try:
         import av
     except ModuleNotFoundError as error:
-        raise DataError("videos need PyAV", field="video", got="no module av", fix="pip install 'vla-core[video]'") from error
+        fix = "pip install 'vla-core[video]'"
+        raise DataError("videos need PyAV", field="video", got="no module av", fix=fix) from error
     height, width = (side - side % 2 for side in frames[0].shape[:2])  # H.264 wants even sides
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
