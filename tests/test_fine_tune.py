@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,37 @@ def test_a_run_goes_on_with_its_folder_alone(base, data, tmp_path, capsys):
         assert say("train", "--out", out, "--resume", "--steps", "3", *given) == 2
         assert named in capsys.readouterr().err
     assert say("train", base, "--out", out, *words, "--resume", "--steps", "3") == 0  # given again, and the same
+
+
+def test_a_run_goes_on_without_its_base_and_with_lora_opens_at_any_step(base, data, tmp_path, capsys):
+    pytest.importorskip("jax")
+    mine, out = shutil.copytree(base / "model", tmp_path / "mine"), tmp_path / "run"
+    words = [
+        "--data",
+        data,
+        *QUICK,
+        "--save-every",
+        "1",
+        "--lora.rank",
+        "2",
+        "--set",
+        "spec.max_token_len=120",
+        "--lr",
+        "0.01",
+    ]
+    assert say("train", mine, "--out", out, *words, "--framework", "jax") == 0
+    shutil.rmtree(mine)
+    assert say("train", "--out", out, "--resume", "--steps", "2", "--framework", "torch", "--allow-change") == 0
+    seen = open_dataset(str(data)).sample(0, 8)
+    last, whole, other = (
+        vla.open(*where).infer(seen, seed=1)["actions"] for where in ((f"{out}@2",), (out,), (f"{out}@2", "jax"))
+    )
+    assert np.array_equal(last, whole)  # adapters merged, averages in their place
+    close(other, whole, 1e-4)
+    assert say("merge", base, out, "--out", tmp_path / "merged") == 0
+    merged = read_weights(tmp_path / "merged" / "model.safetensors")
+    assert all(np.array_equal(merged[n], a) for n, a in read_weights(out / "model" / "model.safetensors").items())
+    assert say("show", f"{out}@1", "--no-sizes") == 0 and "who sees whom" in capsys.readouterr().out
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(base, data, tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ class Origin:
         """Plain values, with the layers of a stack folded into one name."""
         lists = ("resampled", "reinit", "new", "dropped", "untrained")
         named = {key: groups(sorted(getattr(self, key))) for key in lists if getattr(self, key)}
-        start = {"base": self.base, "digest": self.digest, "kept": self.kept} if self.base else {}
+        start = {"base": self.base, "digest": self.digest, "kept": self.kept} if self.base else {"new": "all"}
         return {**start, **({} if self.seed is None else {"seed": self.seed}), **named}
 
     def __str__(self) -> str:

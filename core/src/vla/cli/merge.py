@@ -12,7 +12,7 @@ def merge(base: str, adapter: str, /, out: str, overwrite: bool = False) -> int:
 
     Args:
         base: the model directory that training started from.
-        adapter: the folder `adapter/` of the run.
+        adapter: the run, or its folder `adapter/`.
         out: the model directory to write.
         overwrite: replace a model directory that is there.
     """

@@ -73,9 +73,11 @@ def write_picture(path: str, text: str) -> None:
 def find_variant(name: str, preset: str = "", set: Any = ()) -> Variant | None:
     """The variant a name means: a path, or a model type; None if neither."""
     from vla import compose, registry
+    from vla.runs import find_model
 
     path = Path(os.path.expanduser(name))
-    looks_like_path = path.suffix == ".toml" or path.exists() or len(path.parts) > 2 or name.startswith((".", "/", "~"))
+    there = path.exists() or find_model(path) != path  # RUN@STEP
+    looks_like_path = path.suffix == ".toml" or there or len(path.parts) > 2 or name.startswith((".", "/", "~"))
     if looks_like_path and not any(i.name == name for i in registry.listed(registry.MODEL_TYPE)):
         return compose.build(base=path, preset=preset or None, set=set)
     if any(i.name == name.rpartition("/")[2] for i in registry.listed(registry.MODEL_TYPE)):

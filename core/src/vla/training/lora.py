@@ -197,7 +197,7 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path, *, ove
 
     Args:
         base: the model directory that training started from.
-        adapter: the folder `adapter/` of the run.
+        adapter: the folder `adapter/` of the run, or the run.
         out: the model directory to write.
         overwrite: replace a model directory that is there.
 
@@ -212,6 +212,7 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path, *, ove
     from vla.transforms.stats import load_stats
 
     folder = Path(adapter).expanduser()
+    folder = folder / FOLDER if (folder / FOLDER / FACTS).is_file() else folder
     if not (folder / FACTS).is_file():
         fix = "give the folder `adapter` of a training run with LoRA"
         raise StoreError("there is no adapter here", field=str(folder / FACTS), fix=fix)

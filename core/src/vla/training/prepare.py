@@ -25,7 +25,7 @@ from vla.store import ASSETS, STATS, check_finite
 from vla.training.bad_frames import TRIES, unusable
 from vla.training.config import TrainConfig, TrainingError
 from vla.training.order import generator, split_episodes
-from vla.training.start import check_untrained, open_start, with_codec_for
+from vla.training.start import Start, check_untrained, open_start, variant_of, with_codec_for
 from vla.training.statistics import BASE, DATA, choose
 
 MADE_OF = ("weights", "statistics")  # what the record of a run says about where it started
@@ -95,7 +95,8 @@ def prepare(
     from vla.transforms import build_group
     from vla.transforms.stats import load_stats
 
-    start = open_start(model, config.seed)
+    # What a checkpoint holds is not read from the base again, which may be gone.
+    start = open_start(model, config.seed) if checkpoint is None else Start(variant_of(model))
     check_finite(start.weights or {}, start.origin.base)
     dataset = open_data(data, start.variant)
     variant = for_robot_of(start.variant, dataset, note)

@@ -116,6 +116,13 @@ def is_trained(path: Path) -> bool:
     return is_checkpoint(path) or (path.is_dir() and (path / WEIGHTS).is_file())
 
 
+def variant_of(model: Any) -> Variant:
+    """The variant of what training starts from, without its weights."""
+    if isinstance(model, Changed):
+        return model.variant
+    return model if isinstance(model, Variant) else read_variant(model)
+
+
 def check_untrained(origin: Origin, config: TrainConfig, variant: Variant, allow: bool = False) -> Origin:
     """The origin of the weights that a run leaves behind: what it trains is no longer untrained.
 
