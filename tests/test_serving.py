@@ -512,6 +512,11 @@ def test_what_real_time_chunking_needs_reaches_the_policy():
         assert seen[0] == {}
         assert seen[1].pop("prefixes")[0].tolist() == [[1, 1]] * 3 and seen[1] == {"delays": [2]}
         assert seen[2].pop("prefixes")[0].shape == (3, 2) and seen[2] == {"delays": [0], "rtc": "guided"}
+        seen.clear()
+        rows, prefixes = [observation(1), observation(2)], [None, np.ones((3, 2))]
+        client.infer_batch(rows, seeds=[1, 2], prefixes=prefixes, delays=[0, 3], rtc="guided")
+        told = sorted((m.get("delays", [0]), m.get("rtc", "")) for m in seen)
+        assert told in ([([0], ""), ([3], "guided")], [([0, 3], "guided")], [([3, 0], "guided")])
 
 
 def test_robots_with_and_without_a_prefix_share_a_pass():

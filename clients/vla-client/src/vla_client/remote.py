@@ -139,9 +139,18 @@ class RemotePolicy:
         return _finite(answer)
 
     def infer_batch(
-        self, rows: Sequence[Mapping[str, Any]], *, seeds: Sequence[int] | None = None
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        seeds: Sequence[int] | None = None,
+        prefixes: Sequence[np.ndarray | None] | None = None,
+        delays: Sequence[int] | None = None,
+        rtc: str = "",
     ) -> list[dict[str, Any]]:
-        """A chunk per observation, each over a connection of its own, so that a server may take them in one pass."""
+        """A chunk per observation, each over a connection of its own, so that a server may take them in one pass.
+
+        The rest is per row what `infer` takes for one.
+        """
         while len(self._others) < len(rows) - 1:
             self._others.append(
                 RemotePolicy(
@@ -153,16 +162,22 @@ class RemotePolicy:
                     name=self.robot_name,
                     max_frame=self.max_frame,
                     ssl=self.ssl,
-                )  # fmt: skip
+                )
             )
-        if not rows:
-            return []
-        given = list(seeds) if seeds is not None else [None] * len(rows)
-        everyone = [self, *self._others]
-        if len(rows) == 1:
-            return [self.infer(rows[0], seed=given[0])]
+        wanted: list[dict[str, Any]] = [{} for _ in rows]
+        for name, values in (("seed", seeds), ("prefix", prefixes), ("delay", delays)):
+            for more, value in zip(wanted, values or ()):
+                more[name] = value
+        for more in wanted:
+            if more.get("prefix") is None:
+                more.pop("delay", None)
+            elif rtc:
+                more["rtc"] = rtc
+        if len(rows) < 2:
+            return [self.infer(row, **more) for row, more in zip(rows, wanted)]
         with ThreadPoolExecutor(len(rows)) as pool:
-            calls = [pool.submit(who.infer, row, seed=seed) for who, row, seed in zip(everyone, rows, given)]
+            everyone = zip([self, *self._others], rows, wanted)
+            calls = [pool.submit(who.infer, row, **more) for who, row, more in everyone]
             return [call.result() for call in calls]
 
     def reset(self) -> None:

@@ -48,11 +48,14 @@ class Remote:
         self.digest = str(self.client.digest or "")
 
     def infer_batch(
-        self, rows: Sequence[Mapping[str, Any]], *, seeds: Sequence[int] | None = None
+        self, rows: Sequence[Mapping[str, Any]], *, seeds: Sequence[int] | None = None, **chunking: Any
     ) -> list[dict[str, Any]]:
-        """A chunk per row; the server may take them in one pass. Servers of ours use the seeds."""
+        """A chunk per row; the server may take them in one pass. Servers of ours use the seeds.
+
+        `chunking`: prefixes, delays and rtc, as `vla.policy.Policy.infer_batch` takes them.
+        """
         try:
-            return self.client.infer_batch([self._named(row) for row in rows], seeds=seeds)
+            return self.client.infer_batch([self._named(row) for row in rows], seeds=seeds, **chunking)
         except self._errors as error:
             if getattr(error, "kind", "") in ("BAD_ACTION", "NONFINITE_ACTION"):  # the policy's fault, not the wire's
                 raise ActionError(error.text) from error

@@ -39,7 +39,7 @@ def check(plan: Plan, seconds: float) -> int:
         bound.close()
         raise SettingsError("nobody says at which rate the robot moves", field="--hz", fix="add --hz, e.g. --hz 50")
     times, health = asyncio.run(_drive(server, bound, seconds))
-    return report(server.contract, hz, times, health, server.dispatcher.costs)
+    return report(server.contract, hz, times, health, server.dispatcher.costs, options.max_sessions)
 
 
 async def _drive(server: Server, bound: Any, seconds: float) -> tuple[list[float], list[float]]:
@@ -78,8 +78,9 @@ async def _drive(server: Server, bound: Any, seconds: float) -> tuple[list[float
 
 
 def report(
-    contract: Mapping[str, Any], hz: float, times: list[float], health: list[float], costs: Mapping[int, float]
-) -> int:
+    contract: Mapping[str, Any], hz: float, times: list[float], health: list[float], costs: Mapping[int, float],
+    places: int,
+) -> int:  # fmt: skip
     """Print the figures and the verdict."""
     p50, p90, p99 = (float(np.percentile(times, p)) * 1e3 for p in (50, 90, 99))
     chunk = contract["action_horizon"] / hz * 1e3
@@ -90,9 +91,9 @@ def report(
     print(f"health meanwhile: {np.percentile(health, 99) * 1e3:.1f} ms (p99)")
     print(f"a chunk has {contract['action_horizon']} steps at {hz:g} Hz and lasts {chunk:.0f} ms")
     if keeps_up:
-        robots = f", for about {most} robots" if most > 1 else ""
+        robots = f", for about {min(most, places)} robots" if most > 1 else ""
         steps = int(np.ceil(p99 / 1e3 * hz))
-        print(f"it keeps up{robots}: ask for the next chunk {steps} steps before the last one ends")
+        print(f"it keeps up{robots}: ask for the next chunk {steps} step{'s' * (steps > 1)} before the last one ends")
         return 0
     print(f"it does not keep up: an answer takes {p99:.0f} ms, a chunk lasts {chunk:.0f} ms", file=sys.stderr)
     fix = "fewer --num-steps, --precision bfloat16, --device cuda, or a model with a longer horizon"
