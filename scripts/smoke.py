@@ -38,6 +38,7 @@ COMMANDS = (
     ("train", "mine --data data --out first --framework {framework} " + TINY, "one"),
     ("sample", "first/model --data data --framework {framework}", "one"),
     ("eval", "first/model --env tabletop --preset tiny --episodes 2 --framework {framework} --out report", "one"),
+    ("serve", "first/model --check --seconds 1 --hz 0.5 --max-batch 1 --framework {framework}", "one"),
     ("train", "first/model --data data --out second --framework {framework} --lora.rank 2 " + TINY, "one"),
     ("merge", "first/model second/adapter --out merged", "one"),
     ("parity", "first/model", "both"),
@@ -55,6 +56,7 @@ def install(python: str, env: Path, wheels: list[Path], framework: str, pip_args
     subprocess.run([python, "-m", "venv", str(env)], check=True)
     extra = {"torch": ["torch"], "jax": ["jax", "flax", "optax"], "both": list(PINS), "neither": []}[framework]
     wanted = [line for line in pins() if line.partition("==")[0] in extra]
+    wanted.append("prometheus-client>=0.20")  # of the extra `serve`; its other needs come with vla-client
     pip = [str(env / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *pip_args]
     subprocess.run([*pip, *map(str, wheels), *wanted], check=True, cwd=env)
 
