@@ -13,7 +13,8 @@ import pytest
 from serving import CONTRACT, Echo, observation, serving
 from vla_client import RemotePolicy, ServerError
 
-from vla.serving.live import Live
+from vla.errors import DataError
+from vla.serving.live import Frames, Live
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or ""
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium here: apt install chromium, or CHROMIUM=/path")
@@ -23,6 +24,26 @@ def sample(index):
     row = observation(index, 2 * index)
     actions = np.full((5, 2), index, np.float32)
     return {**row, "actions": actions, "actions_is_pad": np.arange(5) > 3, "prompt": f"frame {index}"}
+
+
+def seven(sample_of):
+    """Frames of a dataset of seven."""
+
+    class Seven:
+        def __len__(self):
+            return 7
+
+        def sample(self, index, horizon):
+            return sample_of(index)
+
+    return Frames(Seven, 5)
+
+
+def nothing(why):
+    def opens():
+        raise DataError(why)
+
+    return Frames(opens, 5)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +73,7 @@ def page(browser):
 
 def test_robots_latencies_contract_and_frames(page):
     name = "<img src=x onerror=alert(1)> arm"  # names come from strangers
-    with serving(Echo(), warm=True, live=lambda s: Live(s, (7, sample))) as server:
+    with serving(Echo(), warm=True, live=lambda s: Live(s, seven(sample))) as server:
         with RemotePolicy(server.url, name=name, embodiment={"hz": 50}) as robot:
             began = time.monotonic()
             page.goto(server.http)
@@ -100,7 +121,7 @@ def test_robots_latencies_contract_and_frames(page):
 
 
 def test_without_data_the_page_says_why(page):
-    with serving(Echo(), live=lambda s: Live(s, (0, "the data is not here"))) as server:
+    with serving(Echo(), live=lambda s: Live(s, nothing("the data is not here"))) as server:
         page.goto(server.http)
         page.wait_for_selector("#why >> text=the data is not here", timeout=10_000)
         assert page.is_disabled("#ask") and page.is_disabled("#next") and page.is_disabled("#frame")
@@ -111,7 +132,7 @@ def test_a_frame_that_the_policy_refuses(page):
     def broken(index):
         return {**sample(index), "state": np.full(3, np.nan, np.float32)}
 
-    with serving(Echo(), live=lambda s: Live(s, (7, broken))) as server:
+    with serving(Echo(), live=lambda s: Live(s, seven(broken))) as server:
         page.goto(server.http)
         page.wait_for_selector("#link.good", timeout=10_000)
         page.click("#ask")
@@ -123,7 +144,7 @@ def test_a_frame_that_cannot_be_read(page):
     def gone(index):
         raise OSError("the disk is gone")
 
-    with serving(Echo(), live=lambda s: Live(s, (7, gone))) as server:
+    with serving(Echo(), live=lambda s: Live(s, seven(gone))) as server:
         page.goto(server.http)
         page.wait_for_selector("#link.good", timeout=10_000)
         page.click("#ask")
@@ -132,7 +153,7 @@ def test_a_frame_that_cannot_be_read(page):
 
 
 def test_a_key_is_given_behind_the_hash(page):
-    with serving(Echo(), api_key="sesame", live=lambda s: Live(s, (0, ""))) as server:
+    with serving(Echo(), api_key="sesame", live=lambda s: Live(s, nothing("none"))) as server:
         page.goto(server.http)
         page.wait_for_selector("#link.bad", timeout=10_000)
         assert "#key=KEY" in page.inner_text("#link")

@@ -152,8 +152,9 @@ def test_the_contract_says_what_the_robot_is(served):
         spec = json.loads(urllib.request.urlopen(f"{server.http}/spec", timeout=5).read())
         assert spec["hz"] == 20 and spec["embodiment"]["robot"] == "tabletop" and len(spec["digest"]) == 64
         assert spec["action_dim"] == len(spec["embodiment"]["action_names"]) or "action_names" not in spec["embodiment"]
-        count, frames = server.live.frames
-        assert count > 0 and "actions" in frames(0)  # the data it was trained on is here
+        frames = server.live.frames
+        assert frames.count() > 0 and "actions" in frames.sample(0)  # the data it was trained on is here
+        assert "actions" not in frames.row(0) and "images" in frames.row(0)
 
 
 def test_the_check_of_a_policy_that_keeps_up_and_of_one_that_does_not(model, capsys):
@@ -213,3 +214,37 @@ def test_a_chunk_that_the_far_policy_refuses_ends_its_episode_alone(capsys):
         (found,) = json.loads(capsys.readouterr().out)["evaluations"]
         refused = [episode.get("refused", "") for episode in found["episodes"]]
         assert len(found["episodes"]) == 3 and sum("far beyond" in text for text in refused) == 1
+
+
+def test_a_policy_that_refuses_what_it_makes_of_nothing_is_served_all_the_same(served, monkeypatch, capsys, model):
+    """The warm-up and the check show noise, and a chunk far beyond what was recorded is refused: that is no fault."""
+    from vla.errors import ActionError
+    from vla.policy import Policy
+
+    def refuse(self, out, row, state):
+        raise ActionError("far beyond what was recorded")
+
+    monkeypatch.setattr(Policy, "_answer", refuse)
+    assert main(["serve", str(model), "--check", "--seconds", "0.3", "--hz", "0.5", "--max-batch", "1"]) == 0
+    said = capsys.readouterr()
+    assert "it keeps up" in said.out and "chunks were refused (far beyond" in said.err
+
+
+def test_a_robot_with_names_of_its_own_is_warmed_up_with_its_data(served, monkeypatch):
+    from vla.errors import DataError
+    from vla.transforms import Group
+
+    real = Group.inputs
+
+    def picky(self, sample, until=None):
+        if sample.get("prompt") == "do something":
+            raise DataError("unknown names")
+        return real(self, sample, until)
+
+    with served() as server:
+        monkeypatch.setattr(Group, "inputs", picky)
+        assert run.usable(server)["prompt"] != "do something"
+        server.live.frames = type(server.live.frames)(lambda: (_ for _ in ()).throw(DataError("gone")), 4)
+        with pytest.raises(DataError, match="no observation is known") as caught:
+            run.usable(server)
+        assert "--data" in caught.value.fix

@@ -22,6 +22,7 @@ from vla_client.wire import ServerError
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
+from vla.errors import VlaError
 from vla.serving.protocol import Ask
 from vla.serving.sessions import Session
 
@@ -32,15 +33,49 @@ BUCKETS = (5, 10, 20, 40, 80, 160, 320, 640, 1280)  # ms, of the histogram
 WATCHERS = 8
 
 
+class Frames:
+    """Frames of a dataset that is opened when somebody looks: a large one takes a while.
+
+    Args:
+        opens: gives the dataset, or raises what is wrong with it.
+        horizon: actions of a frame.
+    """
+
+    def __init__(self, opens: Callable[[], Any], horizon: int):
+        self._opens, self._horizon, self._dataset, self.why = opens, horizon, None, ""
+
+    def count(self) -> int:
+        """How many; 0 with a reason in `why`."""
+        if self._dataset is None and not self.why:
+            try:
+                self._dataset = self._opens()
+            except (VlaError, OSError) as error:
+                self.why = getattr(error, "what", "") or str(error)
+        return 0 if self._dataset is None else len(self._dataset)
+
+    def sample(self, index: int) -> Mapping[str, Any]:
+        """The raw sample of a frame."""
+        return self._dataset.sample(index, self._horizon)
+
+    def row(self, index: int) -> dict[str, Any] | None:
+        """The observation of a frame; None when there is none."""
+        return observed(self.sample(index % n)) if (n := self.count()) else None
+
+
+def observed(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """What a robot saw of a raw sample."""
+    return {key: sample[key] for key in ("images", "state", "prompt") if key in sample}
+
+
 class Live:
     """Snapshots of a server for browsers.
 
     Args:
         server: the `vla.serving.server.Server`.
-        frames: (how many, function of a frame's number -> raw sample), or (0, why there are none).
+        frames: of the data, which the page may try.
     """
 
-    def __init__(self, server: Any, frames: tuple[int, Callable[[int], Mapping[str, Any]] | str]):
+    def __init__(self, server: Any, frames: Frames):
         self.server, self.frames = server, frames
         self.watchers = 0
 
@@ -56,7 +91,9 @@ class Live:
         self.watchers += 1
         commands = asyncio.create_task(self._commands(ws))
         try:
-            await ws.send(json.dumps({"contract": self.server.contract, "frames": self._about()}, default=str))
+            count = await asyncio.to_thread(self.frames.count)
+            about = {"count": count, "why": self.frames.why}
+            await ws.send(json.dumps({"contract": self.server.contract, "frames": about}, default=str))
             while True:
                 sessions, about = self.still()
                 await ws.send(await asyncio.to_thread(lambda s=sessions, a=about: json.dumps(snapshot(s, a))))
@@ -66,10 +103,6 @@ class Live:
         finally:
             self.watchers -= 1
             commands.cancel()
-
-    def _about(self) -> dict[str, Any]:
-        number, what = self.frames
-        return {"count": number, "why": what if isinstance(what, str) else ""}
 
     def still(self) -> tuple[list[Session], dict[str, Any]]:
         """Copies of what the loop goes on changing: pictures are packed in another thread."""
@@ -87,17 +120,17 @@ class Live:
                 index = json.loads(text)["try"]
             except (ValueError, KeyError, TypeError):
                 continue
-            if isinstance(index, int) and self.frames[0] and not isinstance(self.frames[1], str):
-                await ws.send(json.dumps({"tried": await self._try(index % self.frames[0], self.frames[1])}))
+            if isinstance(index, int) and (count := self.frames.count()):
+                await ws.send(json.dumps({"tried": await self._try(index % count)}))
 
-    async def _try(self, index: int, sample_of: Callable[[int], Mapping[str, Any]]) -> dict[str, Any]:
+    async def _try(self, index: int) -> dict[str, Any]:
         """The policy's chunk for a frame of the data, beside what was done there."""
         dispatcher = self.server.dispatcher
         session = Session(0, "")
         dispatcher.join(session)
         try:
-            sample = await asyncio.to_thread(sample_of, index)
-            row = {k: sample[k] for k in ("images", "state", "prompt") if k in sample}
+            sample = await asyncio.to_thread(self.frames.sample, index)
+            row = observed(sample)
             answer = await dispatcher.ask(session, Ask(row, {"seed": index}))
             real = ~np.asarray(sample.get("actions_is_pad", np.zeros(len(sample["actions"]), bool)))
             return {

@@ -17,7 +17,7 @@ from attrs import field, frozen
 from vla.compose import load_object, resolve
 from vla.errors import DataError, SettingsError, VlaError
 from vla.serving.contract import contract_of, example
-from vla.serving.live import Live
+from vla.serving.live import Frames, Live
 from vla.serving.server import Options, Server, bind
 
 
@@ -110,7 +110,7 @@ def server_of(plan: Plan, options: Options) -> Server:
     metadata = _metadata(plan.metadata)
     policy = open_policy(plan)
     contract = {**contract_of(policy, plan.hz), "metadata": metadata}
-    frames = _frames(plan, policy, int(contract["action_horizon"]))
+    frames = Frames(_open_data(plan, policy), int(contract["action_horizon"]))
     return Server(policy, contract, lambda c: conversation(chosen.settings, c), options, lambda s: Live(s, frames))
 
 
@@ -127,22 +127,16 @@ def _metadata(path: str) -> dict[str, Any]:
     return found
 
 
-def _frames(plan: Plan, policy: Any, horizon: int) -> Any:
-    """Frames that the page may try: (number, function of a frame's number), or the reason why there are none."""
+def _open_data(plan: Plan, policy: Any) -> Any:
+    """What opens the demonstrations whose frames the page may try; those that are named are opened now."""
     from vla.datasets import open_dataset, open_recorded
 
-    try:
-        if plan.data:
-            dataset = open_dataset(plan.data, plan.data_settings)
-        elif plan.data_settings:
-            raise SettingsError("settings of data that is not named", field="--set", fix="add --data DATA")
-        else:
-            dataset = open_recorded(policy.model.record)
-    except DataError as error:
-        if plan.data:
-            raise
-        return 0, error.what
-    return len(dataset), lambda index: dataset.sample(index % len(dataset), horizon)
+    if plan.data:
+        dataset = open_dataset(plan.data, plan.data_settings)
+        return lambda: dataset
+    if plan.data_settings:
+        raise SettingsError("settings of data that is not named", field="--set", fix="add --data DATA")
+    return lambda: open_recorded(policy.model.record)
 
 
 def run_server(plan: Plan) -> int:
@@ -178,16 +172,29 @@ async def start(server: Server, bound: socket.socket) -> None:
     """Warm up and listen.
 
     Raises:
-        VlaError: the policy cannot read an observation of its own contract.
+        SettingsError: the port is in use.
+        DataError: nobody knows an observation that the policy can read.
+    """
+    await server.start(bound, usable(server))
+
+
+def usable(server: Server) -> dict[str, Any]:
+    """An observation that the policy can read: of its contract, which shows nothing, or else of its data.
+
+    Raises:
+        DataError: it reads neither.
     """
     try:
-        await server.start(bound, example(server.contract))
-    except SettingsError:
-        raise
-    except VlaError as error:
+        row = example(server.contract)
+        server.policy.group.inputs(row)
+        return row
+    except VlaError as error:  # a robot adapter with names of its own
+        frame = server.live.frames.row(0) if server.live else None
+        if frame is not None:
+            return frame
         raise DataError(
-            "the policy cannot be warmed up: it refuses an observation of its own contract", field="model",
-            got=error.what, fix="say what the robot is: vla show MODEL, and the settings of its robot adapter",
+            "no observation is known to warm the policy up with: it does not read one of its own contract", field="model",
+            got=error.what, fix="add --data DATA, demonstrations of this robot: a frame of them will do",
         ) from error  # fmt: skip
 
 

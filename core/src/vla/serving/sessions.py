@@ -11,6 +11,7 @@ deadline: an answer, or a typed error, always comes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import threading
@@ -348,13 +349,20 @@ class Dispatcher:
         return ServerError("INTERNAL", f"the policy failed with {type(error).__name__}", error=number)
 
     def warm_up(self, row: Mapping[str, Any]) -> None:
-        """Run every size of batch that pays (1, 2, 4, ...), so that later nothing is compiled or allocated anew."""
+        """Run every size of batch that pays (1, 2, 4, ...), so that later nothing is compiled or allocated anew.
+
+        What the policy makes of an observation that shows nothing is nobody's chunk: it may refuse it.
+
+        Raises:
+            VlaError: it cannot read the observation.
+        """
         size = 1
         while size <= self.max_batch:
             took = []
             for _ in range(2):
                 began = time.monotonic()
-                self.policy.infer_batch([row] * size, seeds=list(range(size)))
+                with contextlib.suppress(ActionError, DecodeError):
+                    self.policy.infer_batch([row] * size, seeds=list(range(size)))
                 took.append(time.monotonic() - began)
             self.costs[size] = min(took)
             if size > 1 and self.rows_for(size) != size:
