@@ -78,10 +78,8 @@ async def _drive(server: Server, bound: Any, seconds: float) -> tuple[list[float
         await asyncio.sleep(0.1)
     await server.stop()
     if refused:
-        what = (
-            f"{len(refused)} of {len(times)} chunks were refused ({refused[0].text}): the synthetic robot shows noise"
-        )
-        print(what, file=sys.stderr)
+        what = f"{len(refused)} of {len(times)} chunks were refused ({refused[0].text})"
+        print(f"{what}: the synthetic robot shows noise", file=sys.stderr)
     if failed:
         raise failed[0]
     return times, health

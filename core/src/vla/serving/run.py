@@ -193,8 +193,8 @@ def usable(server: Server) -> dict[str, Any]:
         if frame is not None:
             return frame
         raise DataError(
-            "no observation is known to warm the policy up with: it does not read one of its own contract", field="model",
-            got=error.what, fix="add --data DATA, demonstrations of this robot: a frame of them will do",
+            "no observation is known to warm the policy up with: it does not read one of its own contract",
+            field="model", got=error.what, fix="add --data DATA, demonstrations of this robot: a frame of them will do",
         ) from error  # fmt: skip
 
 
