@@ -170,6 +170,12 @@ def test_a_run_goes_on_with_its_folder_alone(base, data, tmp_path, capsys):
         assert say("train", "--out", out, "--resume", "--steps", "3", *given) == 2
         assert named in capsys.readouterr().err
     assert say("train", base, "--out", out, *words, "--resume", "--steps", "3") == 0  # given again, and the same
+    assert say("train", "--out", tmp_path / "nothing", "--resume") == 2
+    assert "does not say what its run is made of" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text('{"mine": 1}')  # a file of that name that is not ours stays
+    assert say("train", base, "--out", tmp_path / "mine", *words, *QUICK) == 2
+    assert "no record of a run" in capsys.readouterr().err and "mine" in (tmp_path / "mine" / "run.json").read_text()
 
 
 def test_a_run_goes_on_without_its_base_and_with_lora_opens_at_any_step(base, data, tmp_path, capsys):

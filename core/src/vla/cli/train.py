@@ -91,6 +91,10 @@ def train(
         saved.check_typed({name: value for name, value in typed.items() if name != "--stats"})
         start, source = None, mixture_table(data, of_data) if data else None
     else:
+        if not data and (resume or resume_step is not None):
+            what = "this folder does not say what its run is made of"
+            fix = "start one: vla train MODEL --data DATA --out RUN; of a run that older versions made, name both again"
+            raise SettingsError(what, field="--out", got=str(out), fix=fix)
         if not data:
             fix = "--data FOLDER, or --data tabletop; demonstrations of your own: vla record --help"
             raise SettingsError("no data is named", field="--data", fix=fix)
