@@ -86,6 +86,23 @@ def test_the_nearest_frame_wins_whatever_the_rate_of_the_video(tmp_path, decoder
             np.testing.assert_array_equal(videos.frame(path, i / FPS + off, "here"), played[i], f"{i} {off}")
 
 
+def test_what_refers_to_a_damaged_frame_is_damaged_too(tmp_path):
+    path, played = _video(tmp_path / "video.mp4", "libx264", {"g": "20", "bf": "0", "sc_threshold": "0"})
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    raw = bytearray(path.read_bytes())
+    begin, size = packets[8]
+    raw[begin + 12 : begin + size] = bytes(b ^ 0x5A for b in raw[begin + 12 : begin + size])
+    path.write_bytes(raw)
+    videos = Videos(FPS)
+    for i in [*range(FRAMES), *np.random.default_rng(0).permutation(FRAMES)]:
+        if 8 <= i < 20:  # up to the next keyframe
+            with pytest.raises(DataError, match="video is damaged"):
+                videos.frame(path, i / FPS, "here")
+        else:
+            np.testing.assert_array_equal(videos.frame(path, i / FPS, "here"), played[i], str(i))
+
+
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_a_file_that_is_no_video_or_missing(tmp_path, decoder):
     (tmp_path / "text.mp4").write_text("not a video")

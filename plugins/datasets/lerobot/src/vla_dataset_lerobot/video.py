@@ -132,6 +132,7 @@ class PyAVDecoder:
         self._frames = None
         self._last: av.VideoFrame | None = None
         self._before: av.VideoFrame | None = None  # the frame before `_last`
+        self._spoilt = (False, False)  # whether these two, `_before` and `_last`, are damaged
 
     def close(self) -> None:
         self._frames = self._last = self._before = None
@@ -156,7 +157,7 @@ class PyAVDecoder:
             if self._time(found) < seconds:
                 raise ValueError(f"the video ends at {self._time(found):.3f} s before")
             raise ValueError(f"no frame within {half:.3f} s, the next is at {self._time(found):.3f} s")
-        if found.is_corrupt:
+        if self._spoilt[found is self._last]:
             raise ValueError("the frame is corrupt")
         return self._colors.reformat(found, format="rgb24", **ONE_THREAD).to_ndarray()
 
@@ -164,6 +165,7 @@ class PyAVDecoder:
         """To the last keyframe at or before this time."""
         self._container.seek(max(0, int(seconds / self._base)), stream=self._stream, backward=True)
         self._frames, self._last, self._before = self._container.decode(self._stream), None, None
+        self._spoilt = (False, False)
 
     def _advance(self, seconds: float) -> bool:
         """To the first frame at or after this time, or the last one; whether that is the first since the seek."""
@@ -176,7 +178,9 @@ class PyAVDecoder:
                 break
             if frame.pts is None:
                 continue
-            self._before, self._last = self._last, frame
+            # What refers to a damaged frame is damaged too, though no decoder says so: up to the next keyframe.
+            spoilt = frame.is_corrupt or (self._last is not None and self._spoilt[1] and not frame.key_frame)
+            self._before, self._last, self._spoilt = self._last, frame, (self._spoilt[1], spoilt)
         return self._before is None
 
     def _time(self, frame: av.VideoFrame | None = None) -> float:
