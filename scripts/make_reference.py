@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 MODULES = (
     "vla.parts",
     "vla.layout", "vla.contracts", "vla.errors", "vla.compose", "vla.fitting", "vla.registry", "vla.params",
-    "vla.codecs", "vla.id_map", "vla.tokenizer", "vla.datasets", "vla.draws", "vla.sampling", "vla.files",
+    "vla.codecs", "vla.id_map", "vla.tokenizer", "vla.datasets", "vla.draws", "vla.sampling", "vla.rtc", "vla.files",
     "vla.manifest", "vla.store",
     "vla.policy", "vla.hooks",
     "vla.testing.frameworks",

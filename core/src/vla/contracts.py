@@ -68,6 +68,7 @@ class Actions:
 
     values: Array  # [b t d] float32, normalised and padded
     mask: Array | None = None  # [b t d] bool; None: all real
+    given: Array | None = None  # [b] int32; in training: so many first steps are shown as they are and not learned
 
 
 @frozen
@@ -96,6 +97,23 @@ class DecodeGrammar:
 
 
 @frozen
+class Prefix:
+    """What a chunk goes on from: the rest of the previous one (real-time chunking, `vla.rtc`).
+
+    Modes: `guided` pulls the chunk towards it while denoising (arXiv 2506.07339), `inpaint` writes its first steps into
+    every level of denoising, `trained` gives them to a head that learned to go on from them (2512.05964), `forced`
+    decodes the other tokens behind theirs.
+    """
+
+    values: Array  # [b t d] float32, normalised and padded; 0 behind its end
+    weights: Array  # [b t] float32: how strongly `guided` holds each step
+    delay: Array  # [b] int32: so many first steps are executed whatever the chunk says
+    mode: str = "guided"
+    limit: float = 5.0  # of the guidance (beta)
+    tokens: Array | None = None  # [b n] int32 codec ids of `forced`; -1: free
+
+
+@frozen
 class Sampling:
     """How to sample: the options of one call, passed whole to the head, which reads those that concern it.
 
@@ -107,7 +125,13 @@ class Sampling:
     temperature: float = 0.0  # of token sampling; 0 is greedy
     grammar: DecodeGrammar | None = None  # which token sequences stand for a chunk (token heads)
     action_dim_mask: Array | None = None  # [d] bool, the action dims that the robot has; None: all
+    prefix: Prefix | None = None  # what the chunk goes on from
     extra: Mapping[str, Any] = field(factory=dict)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the first steps are given to a head that learned it: each action has a level of its own."""
+        return self.prefix is not None and self.prefix.mode == "trained"
 
     def read(self, declared: type[Options]) -> Options:
         """A head's own options as the record that its part declares; those not given have their default."""

@@ -18,10 +18,11 @@ import numpy as np
 from attrs import evolve
 
 from vla.compose import build
-from vla.contracts import GUARD, Observation
+from vla.contracts import GUARD, Observation, Prefix
 from vla.draws import sampling_noise
 from vla.embodiment import Embodiment
 from vla.errors import ActionError, DataError, SettingsError
+from vla.rtc import check_prefix, forced, prefix_of, refusal, trained_delay
 from vla.sampling import for_model, options
 from vla.store import ModelDir, not_finite, open_model
 from vla.transforms.group import as_array
@@ -130,10 +131,14 @@ class Policy:
         noise: np.ndarray | None = None,
         seed: int | None = None,
         sampling: Mapping[str, Any] | None = None,
+        prefix: np.ndarray | None = None,
+        delay: int = 0,
+        rtc: str = "",
     ) -> dict[str, Any]:
-        """A chunk for one observation; see `infer_batch`. noise: [t d] of the model."""
+        """A chunk for one observation; see `infer_batch`. noise: [t d] of the model; prefix: [p a] of the robot."""
         rows = None if noise is None else as_array(noise, "noise", numbers=True)[None]
-        return self.infer_batch([obs], noise=rows, seeds=None if seed is None else [seed], sampling=sampling)[0]
+        return self.infer_batch([obs], noise=rows, seeds=None if seed is None else [seed], sampling=sampling,
+                                prefixes=[prefix], delays=[delay], rtc=rtc)[0]  # fmt: skip
 
     def infer_batch(
         self,
@@ -142,6 +147,9 @@ class Policy:
         noise: np.ndarray | None = None,
         seeds: Sequence[int] | None = None,
         sampling: Mapping[str, Any] | None = None,
+        prefixes: Sequence[np.ndarray | None] | None = None,
+        delays: Sequence[int] | None = None,
+        rtc: str = "",
     ) -> list[dict[str, Any]]:
         """Chunks for several observations at once (one forward pass).
 
@@ -151,6 +159,11 @@ class Policy:
             noise: what sampling starts from, [b t d] normalised; wins over `seeds`.
             seeds: one number per row from which its noise follows, whatever the other rows are.
             sampling: options of this call by name, over those of the policy.
+            prefixes: real-time chunking (docs/rtc.md): per row the rest of the previous chunk [p a], in the robot's
+                units and from the step of this observation on, or None; the new chunk goes on from it.
+            delays: per row how many of those steps will be executed before the new chunk arrives.
+            rtc: `guided`, `trained`, `inpaint` or `forced`; default: the first of `trained`, `guided`, `forced` that
+                this model can do.
 
         Returns:
             Per row: "actions" float64 [t a] in the robot's units; "tokens" [n] of token heads; "policy_timing" with
@@ -178,6 +191,8 @@ class Policy:
         check_seed(self.seed, "seed")
         began = time.perf_counter()
         chosen = options(self.variant.parts["head"], sampling, self.sampling) if sampling else self.sampling
+        if prefixes is not None and any(prefix is not None for prefix in prefixes):
+            chosen = evolve(chosen, prefix=self._prefix(rows, prefixes, delays, rtc))
         inputs = [self._input(row) for row in rows]
         obs = self._observation(inputs)
         start = self._noise(len(rows), noise, seeds)
@@ -210,6 +225,50 @@ class Policy:
                 fix="send every camera in every observation",
             )
         return done
+
+    def _prefix(
+        self, rows: Sequence[Mapping[str, Any]], prefixes: Sequence[Any], delays: Sequence[Any] | None, mode: str
+    ) -> Prefix:
+        """What the chunks go on from, as the model sees actions: through the robot's adapter, relative, normalised."""
+        delays = [0] * len(rows) if delays is None else delays
+        if len(prefixes) != len(rows) or len(delays) != len(rows):
+            raise DataError("one prefix and one delay per observation", field="prefixes, delays",
+                            got=f"{len(prefixes)}, {len(delays)}", expected=len(rows))  # fmt: skip
+        spec, chunks, counts = self.variant.spec, [], []
+        for row, prefix, delay in zip(rows, prefixes, delays, strict=True):
+            if prefix is None:
+                chunks.append(None)
+                counts.append(0)
+                continue
+            values, count = check_prefix(prefix, delay, self.group.codec_dim)
+            seen = {k: v for k, v in row.items() if k not in _LABELS}
+            chunks.append(self.group.inputs({**seen, "actions": values}, until="normalize")["actions"])
+            counts.append(count)
+        mode = self._mode(mode, max(counts))
+        for chunk, count in zip(chunks, counts, strict=True):
+            if chunk is not None and (
+                why := refusal(mode, count, len(chunk), spec.action_horizon, trained_delay(self.model.record))
+            ):
+                raise DataError("a chunk cannot go on from this prefix", field="delay", got=count, fix=why)
+        if mode == "forced":
+            return forced(self.model.tokenizer, chunks, counts, spec)
+        dim = spec.action_dim
+        padded = [None if c is None else np.pad(c, ((0, 0), (0, dim - c.shape[1]))) for c in chunks]
+        return prefix_of(padded, counts, (spec.action_horizon, dim), mode)
+
+    def _mode(self, mode: str, delay: int) -> str:
+        """The mode asked for, or the best that the head has."""
+        can = self.variant.parts["head"].offers.get("chunking", ())
+        trained = trained_delay(self.model.record)
+        usable = [m for m in can if m != "trained" or trained]
+        if not mode:
+            best = [m for m in ("trained", "guided", "forced") if m in usable]
+            mode = next((m for m in best if m != "trained" or delay <= trained), "")
+        if mode not in usable:
+            others = "train with --rtc.max-delay" if mode == "trained" and mode in can else "play chunks with rtc=blend"
+            raise SettingsError("this policy's chunks cannot go on from a prefix in this way", field="rtc",
+                                got=mode or None, expected=usable, fix=others)  # fmt: skip
+        return mode
 
     def _observation(self, inputs: list[dict[str, Any]]) -> Observation:
         from vla.transforms import batch

@@ -34,6 +34,9 @@ def evaluate(
     device: str = "",
     num_steps: int = 0,
     guard: float | None = GUARD,
+    latency: str = "",
+    rtc: str = "",
+    overlap: int = 0,
     clips: int = 4,
     out: str = "",
     overwrite: bool = False,
@@ -66,6 +69,10 @@ def evaluate(
         num_steps: denoising steps of chunk heads; 0: the model's setting.
         guard: actions further beyond what was recorded than this many times its range are refused, which ends the
             episode; none: none are.
+        latency: time from an observation to its chunk that is simulated, e.g. 80ms, 0.4s or 4steps.
+        rtc: how chunks are put together then: none (wait), append, aligned, blend, guided, trained, inpaint or forced
+            (docs/rtc.md). Default: none.
+        overlap: steps of the old chunk that the policy is told in the last four; 0: all that is left of it.
         clips: successes and failures to film, this many of each.
         out: a folder for report.html, results.json and videos.
         overwrite: replace the report that is there.
@@ -124,7 +131,8 @@ def evaluate(
             found.append(
                 run(
                     acting, table, episodes=episodes, seed=seed, execute=execute, num_envs=num_envs,
-                    num_workers=num_workers, instruction=instruction, pictures=pictures, clips=clips if film else 0,
+                    num_workers=num_workers, latency=latency or 0, rtc=rtc or "none", overlap=overlap,
+                    instruction=instruction, pictures=pictures, clips=clips if film else 0,
                     on_clip=films.append, on_episode=lambda episode: bar.advance(line),
                 )
             )  # fmt: skip
@@ -146,6 +154,11 @@ def evaluate(
         tasks = [_row(*task) for task in found[0].tasks()]
         title = f"{found[0].env}: seeds {found[0].episodes[0].seed} to {found[0].episodes[-1].seed}"
         console.show(console.table(title, ("policy", "successes", "rate", "95 % interval"), rows))
+        if latency or rtc:
+            names = ("seam_jump", "step", "seam_jerk", "jerk")
+            moved = [(name_of(e), *(f"{m:.3f} ± {half:.3f}" for m, half, _ in map(e.motion, names))) for e in found]
+            title = f"actions, in half ranges: {found[0].latency} steps of latency, rtc {found[0].rtc}"
+            console.show(console.table(title, ("policy", *(n.replace("_", " ") for n in names)), moved))
         console.show(console.table("per task", ("task", "successes", "rate", "95 % interval"), tasks))
     for line in dict.fromkeys(f"look: {name_of(e)}: {said}" for e in found for said in e.notes()):
         console.note(line)

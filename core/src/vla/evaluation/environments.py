@@ -61,7 +61,7 @@ class Environments:
         except BaseException:
             self.close()
             raise
-        self.action_space, self.hz, self.embodiment = about
+        self.action_space, self.hz, self.embodiment, self.relative = about
 
     def __enter__(self) -> Environments:
         return self
@@ -154,7 +154,8 @@ class _Stage:
             factory = load_object(self.where, f"env {self.name!r}")
             for slot in slots:
                 self.envs[slot] = env = factory(self.settings)
-            return env.action_space, float(env.metadata.get("render_fps") or 10), embodiment_of(env)
+            hz, moves = float(env.metadata.get("render_fps") or 10), int(env.metadata.get("relative_dims") or 0)
+            return env.action_space, hz, embodiment_of(env), moves
         except Exception as error:
             return _failed(error)
 

@@ -10,6 +10,23 @@ from attrs import asdict, field, frozen
 
 
 @frozen
+class Motion:
+    """How smooth executed actions are, in half ranges of the action space (root mean square over dims).
+
+    Attributes:
+        seam_jump: from the last action of one chunk to the first of the next, mean over seams; None without a seam.
+        step: from any action to the next: what a jump has to be compared with.
+        seam_jerk: second differences of actions that touch a seam, root mean square; None without a seam.
+        jerk: all second differences. Of relative actions that is the third difference of the position.
+    """
+
+    seam_jump: float | None
+    step: float
+    seam_jerk: float | None
+    jerk: float
+
+
+@frozen
 class Episode:
     """One rollout.
 
@@ -22,6 +39,7 @@ class Episode:
         calls: chunks asked for.
         refused: why the last chunk was refused (`vla.errors.ActionError`, `DecodeError`), which ends an episode as a
             failure: a robot would have stopped. "": none was.
+        motion: how smooth the executed actions were.
     """
 
     index: int
@@ -33,6 +51,7 @@ class Episode:
     steps: int
     calls: int
     refused: str = ""
+    motion: Motion | None = None
 
 
 @frozen
@@ -49,6 +68,9 @@ class Evaluation:
     digest: str = ""  # identity of the model
     pictures: str = "given"  # given | swapped
     differences: tuple[str, ...] = ()  # what the environment names otherwise than the data of the policy
+    latency: int = 0  # steps between an observation and its chunk
+    rtc: str = "none"  # how chunks are put together, see `vla.rtc`
+    late: int = 0  # chunks that came too late to be used
 
     @property
     def successes(self) -> int:
@@ -70,6 +92,16 @@ class Evaluation:
         """95 % Wilson interval of the success rate."""
         return wilson(self.successes, len(self.episodes))
 
+    def motion(self, name: str) -> tuple[float, float, int]:
+        """(mean over episodes, half its 95 % interval, episodes) of a field of `Motion`, where it is not None."""
+        values = [getattr(e.motion, name) for e in self.episodes if e.motion is not None]
+        values = [v for v in values if v is not None]
+        if not values:
+            return math.nan, math.nan, 0
+        mean = sum(values) / len(values)
+        spread = math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1))
+        return mean, 1.96 * spread / math.sqrt(len(values)), len(values)
+
     def tasks(self) -> list[tuple[str, int, int, tuple[float, float]]]:
         """(task, successes, episodes, interval) per task, in alphabetical order."""
         rows = []
@@ -90,6 +122,9 @@ class Evaluation:
             "instruction": self.instruction,
             "pictures": self.pictures,
             "differences": list(self.differences),
+            "latency_steps": self.latency,
+            "rtc": self.rtc,
+            "late_chunks": self.late,
             "success": {"rate": self.rate, "low": low, "high": high, "n": len(self.episodes)},  # 95 % Wilson
             "tasks": [
                 {"task": t, "successes": k, "episodes": n, "low": lo, "high": hi} for t, k, n, (lo, hi) in self.tasks()

@@ -24,7 +24,7 @@ Axes: B batch, T tokens, S cached and new tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,10 +36,11 @@ from jax import Array, lax
 from jax import numpy as jnp
 
 from vla.compose import Variant, load_object
-from vla.contracts import DEFAULT_SAMPLING, Actions, DecodeGrammar, Observation, Sampling, Spec
+from vla.contracts import DEFAULT_SAMPLING, Actions, DecodeGrammar, Observation, Prefix, Sampling, Spec
 from vla.jax_kit.ops import autocast
 from vla.layout import BACKBONE, Layout, LayoutError, Span, attention_mask, clip, positions
 from vla.params import Row, table, to_other, to_torch
+from vla.rtc import guidance
 
 
 @frozen
@@ -251,6 +252,9 @@ class VLA(nnx.Module):
         return jnp.concatenate(roles, 1), jnp.concatenate([t.valid for t in tokens], 1)
 
 
+Step = Callable[["Decoder", Array, Any], tuple[Array, Array]]
+
+
 @frozen(eq=False)
 class Decoder:
     """An encoded prefix, and all that running a head's tokens over it needs; `VLA.decoder` makes one per answer."""
@@ -268,7 +272,7 @@ class Decoder:
         return self.cache.hidden
 
     def __call__(self, suffix: Sequence[Tokens], step: Any = 0) -> dict[str, Array]:
-        """Role -> hidden [B n D] of the suffix, at row `step` of the condition."""
+        """Role -> hidden [B n D] of the suffix, at row `step` of the condition, or at a row for every token [B n]."""
         tokens = [t for t in suffix if not set(t.roles) <= set(self.fixed)]
         llm = self.model.backbone.llm
         styles = {expert: llm.style_at(s, step) for expert, s in self.styles.items()}
@@ -277,6 +281,34 @@ class Decoder:
             write_at=self.cache.roles.shape[1],
         )  # fmt: skip
         return _split(tokens, outs)
+
+    def denoise(
+        self, step: Step, signal: Sequence[float], noise: Sequence[float], x: Array, prefix: Prefix | None
+    ) -> Array:
+        """x [B H A], pure noise, through all levels to the chunk; with a prefix, so that the chunk goes on from it.
+
+        Args:
+            step: (decode, x, i) -> (x at the next level, the clean chunk that the network sees in it). i is the level,
+                or one for every step [B H]: the last, which is clean, where a step is given (mode `trained`).
+            signal, noise: [n + 1], from the first level to the clean one: x_i = signal_i * chunk + noise_i * noise.
+            x: what it starts from.
+            prefix: see `Prefix`.
+        """
+        levels, start = len(signal) - 1, jnp.asarray(x)
+        if prefix is None:
+            return lax.fori_loop(0, levels, lambda i, x: step(self, x, i)[0], start)
+        if prefix.mode == "guided":
+            gains = jnp.asarray(guidance(signal, noise, prefix.limit), jnp.float32)
+            return lax.fori_loop(0, levels, lambda i, x: _guided(step, self, x, i, gains[i], prefix), start)
+        given = jnp.arange(x.shape[1]) < jnp.asarray(prefix.delay)[:, None]  # [B H]
+        signal, noise = (jnp.asarray(a, jnp.float32) for a in (signal, noise))
+
+        def body(i: Array, x: Array) -> Array:
+            known = prefix.values if prefix.mode == "trained" else signal[i] * prefix.values + noise[i] * start
+            x = jnp.where(given[..., None], known, x)
+            return step(self, x, jnp.where(given, levels, i) if prefix.mode == "trained" else i)[0]
+
+        return jnp.where(given[..., None], prefix.values, lax.fori_loop(0, levels, body, start))
 
     def append(self, tokens: Sequence[Tokens], at: Any, cache: Any) -> tuple[dict[str, Array], Any]:
         """Run tokens in places `at` and following behind the prefix, after all before: (hidden by role, the cache).
@@ -289,6 +321,17 @@ class Decoder:
             _streams(tokens), mask, where, cache=cache, write_at=self.cache.roles.shape[1] + at
         )
         return _split(tokens, outs), layers
+
+
+def _guided(step: Step, decode: Decoder, x: Array, i: Array, gain: Array, prefix: Prefix) -> Array:
+    """One step, and a pull of the clean chunk towards the prefix, through the network's Jacobian (2506.07339 eq. 2)."""
+
+    def sees(x: Array) -> tuple[Array, Array]:
+        after, clean = step(decode, x, i)
+        return clean, after
+
+    clean, pull, after = jax.vjp(sees, x, has_aux=True)
+    return after + gain * pull((prefix.values - clean) * jnp.asarray(prefix.weights)[..., None])[0]
 
 
 def _streams(tokens: Sequence[Tokens]) -> dict[str, Array]:
@@ -458,20 +501,21 @@ _register(Actions)
 _register(DecodeGrammar, static=("prefix", "total", "suffix"))
 _register(Tokens, static=("roles", "expert"))
 _register(Cache)
+_register(Prefix, static=("mode", "limit"))
 
 
 def _sampling_leaves(record: Sampling) -> tuple[list[Any], Any]:
     """Arrays are traced; plain values are static, so that a head may branch on them."""
     arrays = {k: v for k, v in record.extra.items() if hasattr(v, "shape")}
     plain = tuple((k, v) for k, v in record.extra.items() if k not in arrays)
-    children = [record.grammar, record.action_dim_mask, tuple(arrays.values())]
+    children = [record.grammar, record.action_dim_mask, record.prefix, tuple(arrays.values())]
     return children, (record.num_steps, record.temperature, tuple(arrays), plain)
 
 
 def _sampling_record(aux: Any, children: Sequence[Any]) -> Sampling:
     steps, temperature, names, plain = aux
-    grammar, dims, arrays = children
-    return Sampling(steps, temperature, grammar, dims, {**dict(plain), **dict(zip(names, arrays, strict=True))})
+    grammar, dims, prefix, arrays = children
+    return Sampling(steps, temperature, grammar, dims, prefix, {**dict(plain), **dict(zip(names, arrays, strict=True))})
 
 
 jax.tree_util.register_pytree_node(Sampling, _sampling_leaves, _sampling_record)

@@ -160,8 +160,8 @@ class TorchModel:
 
         from vla.torch_kit.model import observation_to, tree_to
 
-        mask = None if actions.mask is None else torch.as_tensor(actions.mask)
-        return observation_to(obs, "cpu"), Actions(torch.as_tensor(actions.values), mask), tree_to(draws, "cpu")
+        chunk = (None if a is None else torch.as_tensor(a) for a in (actions.values, actions.mask, actions.given))
+        return observation_to(obs, "cpu"), Actions(*chunk), tree_to(draws, "cpu")
 
 
 class JaxModel:

@@ -9,7 +9,7 @@ Axes: B batch, T tokens, S cached and new tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,10 @@ from attrs import evolve, field, frozen
 from torch import Tensor, nn
 
 from vla.compose import Variant, load_object
-from vla.contracts import DEFAULT_SAMPLING, Actions, Observation, Sampling, Spec
+from vla.contracts import DEFAULT_SAMPLING, Actions, Observation, Prefix, Sampling, Spec
 from vla.layout import BACKBONE, Layout, LayoutError, Span, attention_mask, clip, positions
 from vla.params import cover
+from vla.rtc import guidance
 
 
 @frozen
@@ -235,6 +236,9 @@ class VLA(nn.Module):
         return torch.cat(roles, 1), torch.cat([t.valid for t in tokens], 1)
 
 
+Step = Callable[["Decoder", Tensor, Any], tuple[Tensor, Tensor]]
+
+
 @frozen(eq=False)
 class Decoder:
     """An encoded prefix, and all that running a head's tokens over it needs; `VLA.decoder` makes one per answer."""
@@ -252,8 +256,8 @@ class Decoder:
         """Role -> hidden [B n D] of the prefix, when asked for."""
         return self.cache.hidden
 
-    def __call__(self, suffix: Sequence[Tokens], step: int = 0) -> dict[str, Tensor]:
-        """Role -> hidden [B n D] of the suffix, at row `step` of the condition."""
+    def __call__(self, suffix: Sequence[Tokens], step: int | Tensor = 0) -> dict[str, Tensor]:
+        """Role -> hidden [B n D] of the suffix, at row `step` of the condition, or at a row for every token [B n]."""
         tokens = [t for t in suffix if not set(t.roles) <= set(self.fixed)]
         llm = self.model.backbone.llm
         styles = {expert: llm.style_at(s, step) for expert, s in self.styles.items()}
@@ -262,6 +266,35 @@ class Decoder:
             write_at=self.cache.roles.shape[1], fused=True, in_place=self.in_place,
         )  # fmt: skip
         return _split(tokens, outs)
+
+    def denoise(
+        self, step: Step, signal: Sequence[float], noise: Sequence[float], x: Tensor, prefix: Prefix | None
+    ) -> Tensor:
+        """x [B H A], pure noise, through all levels to the chunk; with a prefix, so that the chunk goes on from it.
+
+        Args:
+            step: (decode, x, i) -> (x at the next level, the clean chunk that the network sees in it). i is the level,
+                or one for every step [B H]: the last, which is clean, where a step is given (mode `trained`).
+            signal, noise: [n + 1], from the first level to the clean one: x_i = signal_i * chunk + noise_i * noise.
+            x: what it starts from.
+            prefix: see `Prefix`.
+        """
+        levels, start = len(signal) - 1, x
+        if prefix is None:
+            for i in range(levels):
+                x, _ = step(self, x, i)
+            return x
+        if prefix.mode == "guided":
+            free = evolve(self, in_place=False)  # a gradient goes through
+            for i, gain in enumerate(guidance(signal, noise, prefix.limit)):
+                x = _guided(step, free, x, i, gain, prefix)
+            return x
+        given = torch.arange(x.shape[1], device=x.device) < prefix.delay[:, None]  # [B H]
+        for i in range(levels):
+            known = prefix.values if prefix.mode == "trained" else signal[i] * prefix.values + noise[i] * start
+            x = torch.where(given[..., None], known, x)
+            x, _ = step(self, x, torch.where(given, levels, i) if prefix.mode == "trained" else i)
+        return torch.where(given[..., None], prefix.values, x)
 
     def append(self, tokens: Sequence[Tokens], at: int, cache: Any) -> tuple[dict[str, Tensor], Any]:
         """Run tokens in places `at` and following behind the prefix, after all before: (hidden by role, the cache).
@@ -274,6 +307,16 @@ class Decoder:
             write_at=self.cache.roles.shape[1] + at, fused=True, in_place=self.in_place,
         )  # fmt: skip
         return _split(tokens, outs), layers
+
+
+def _guided(step: Step, decode: Decoder, x: Tensor, i: int, gain: float, prefix: Prefix) -> Tensor:
+    """One step, and a pull of the clean chunk towards the prefix, through the network's Jacobian (2506.07339 eq. 2)."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        after, clean = step(decode, x, i)
+    error = (prefix.values - clean.detach()) * prefix.weights[..., None]
+    (pull,) = torch.autograd.grad(clean, x, error)
+    return after.detach() + gain * pull
 
 
 def _streams(tokens: Sequence[Tokens]) -> dict[str, Tensor]:
@@ -361,7 +404,10 @@ def sampling_to(sampling: Sampling, device: torch.device | str) -> Sampling:
         return torch.as_tensor(a, device=device) if hasattr(a, "shape") else a
 
     extra = {name: move(value) for name, value in sampling.extra.items()}
-    return evolve(sampling, action_dim_mask=move(sampling.action_dim_mask), extra=extra)
+    prefix = sampling.prefix
+    if prefix is not None:
+        prefix = evolve(prefix, **{k: move(getattr(prefix, k)) for k in ("values", "weights", "delay", "tokens")})
+    return evolve(sampling, action_dim_mask=move(sampling.action_dim_mask), prefix=prefix, extra=extra)
 
 
 def tree_to(tree: Any, device: torch.device | str) -> Any:

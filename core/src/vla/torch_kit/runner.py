@@ -28,7 +28,9 @@ class Runner:
         """What `VLA.sample` gives, on the host: {"actions": [B t d]} float32 or {"tokens": [B n]}."""
         start = None if noise is None else torch.as_tensor(noise, device=self.device)
         low = self.precision == "bfloat16"
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16) if low else nullcontext():
+        guided = sampling.prefix is not None and sampling.prefix.mode == "guided"  # needs a gradient
+        quiet = torch.no_grad() if guided else torch.inference_mode()
+        with quiet, torch.autocast(self.device.type, torch.bfloat16) if low else nullcontext():
             out = self.model.sample(observation_to(obs, self.device), start, sampling_to(sampling, self.device))
         return {k: (v.float() if v.is_floating_point() else v).cpu().numpy() for k, v in out.items()}
 

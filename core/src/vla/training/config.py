@@ -82,6 +82,26 @@ class Lora:
 
 
 @frozen
+class Rtc:
+    """Real-time chunking learned in training (arXiv 2512.05964): a chunk that goes on from a given beginning.
+
+    In every row the first d steps are shown clean, each action with a flow time of its own; the loss is on the rest.
+    Sampling in the mode `trained` then costs no more than sampling without.
+
+    Attributes:
+        max_delay: d is drawn evenly from 0 to this many steps. 0: no such training.
+    """
+
+    max_delay: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        if self.max_delay < 0:
+            raise SettingsError(
+                "a delay is not negative", field="train.rtc.max_delay", got=self.max_delay, expected=">= 0"
+            )
+
+
+@frozen
 class TrainConfig:
     """One training run. The defaults are openpi's: AdamW, warm-up and cosine, global-norm clip 1, EMA 0.99.
 
@@ -105,6 +125,7 @@ class TrainConfig:
             not made of its first weights. False: ema_decay from the first step, as in openpi (0.99: equal from 890 on).
         freeze: parameter-name prefixes that are not trained, e.g. `backbone.vision`.
         lora: low-rank adapters on linears, in place of training them whole.
+        rtc: learn chunks that go on from a given beginning, for real-time chunking.
         checkpoint_activations: recompute each transformer layer in the backward pass: less memory, about 1/3 more time.
         compile: torch.compile each transformer layer (PyTorch; JAX always compiles).
         augment: random crop, rotation and colour of the images (openpi's ranges), the same in both engines.
@@ -155,6 +176,7 @@ class TrainConfig:
     ema_warmup: bool = True
     freeze: tuple[str, ...] = ()
     lora: Lora = Lora()
+    rtc: Rtc = Rtc()
     checkpoint_activations: bool = False
     compile: bool = False
     augment: bool = False
@@ -241,8 +263,9 @@ class TrainConfig:
         return evolve(self, **values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON stores them; no LoRA is None."""
-        return {**_plain(asdict(self)), "lora": _plain(asdict(self.lora)) if self.lora.rank else None}
+        """Plain values, as JSON stores them; no LoRA and no real-time chunking are None."""
+        lora = _plain(asdict(self.lora)) if self.lora.rank else None
+        return {**_plain(asdict(self)), "lora": lora, "rtc": asdict(self.rtc) if self.rtc.max_delay else None}
 
 
 def config_from(values: Mapping[str, Any], base: TrainConfig | None = None) -> TrainConfig:
@@ -252,10 +275,14 @@ def config_from(values: Mapping[str, Any], base: TrainConfig | None = None) -> T
         SettingsError: an unknown key (the known ones are listed) or a wrong value.
     """
     table = {**(base.to_dict() if base else {}), **values}
-    lora = table.pop("lora", None) or {}
-    if not isinstance(lora, Mapping):
-        raise SettingsError("LoRA is a table of settings", field="train.lora", got=lora, expected="[train.lora]")
-    return evolve(structure(TrainConfig, table, "train"), lora=structure(Lora, lora, "train.lora"))
+    inner = {}
+    for name, cls in (("lora", Lora), ("rtc", Rtc)):
+        values = table.pop(name, None) or {}
+        if not isinstance(values, Mapping):
+            raise SettingsError(f"{name} is a table of settings", field=f"train.{name}", got=values,
+                                expected=f"[train.{name}]")  # fmt: skip
+        inner[name] = structure(cls, values, f"train.{name}")
+    return evolve(structure(TrainConfig, table, "train"), **inner)
 
 
 def _plain(table: Mapping[str, Any]) -> dict[str, Any]:

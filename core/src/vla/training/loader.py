@@ -142,12 +142,16 @@ class Loader:
             self.variant.parts["head"], self.variant.spec, c.batch_size, generator(c.seed, "draws", step)
         )
         drawn = take(drawn, self.rows)
+        given = None
+        if c.rtc.max_delay:
+            delays = generator(c.seed, "rtc", step).integers(0, c.rtc.max_delay + 1, c.batch_size, dtype=np.int32)
+            given = delays[self.rows]
         share = len(samples) // c.accumulate
         micro, empty = [], []
         losses = self.variant.parts["head"].offers.get("losses") or {}
         for i in range(c.accumulate):
             part = slice(i * share, (i + 1) * share)
-            micro.append(self.micro_batch(samples[part], take(drawn, part)))
+            micro.append(self.micro_batch(samples[part], take(drawn, part), None if given is None else given[part]))
             empty += empty_losses(samples[part], losses)
         return Batch(step, ids, tuple(micro), bad, cut_samples(samples), tuple(dict.fromkeys(empty)))
 
@@ -191,11 +195,13 @@ class Loader:
             start += size
         return self.index
 
-    def micro_batch(self, samples: Sequence[Mapping[str, Any]], drawn: Any) -> MicroBatch:
-        """Samples as one batch (`vla.transforms.batch`), with the draws of its rows."""
+    def micro_batch(
+        self, samples: Sequence[Mapping[str, Any]], drawn: Any, given: np.ndarray | None = None
+    ) -> MicroBatch:
+        """Samples as one batch (`vla.transforms.batch`), with the draws of its rows; `given`: see `Actions`."""
         obs, actions = batch(samples, self.variant.spec, self.variant.parts["backbone"].offers.get("vocab_size"))
         assert actions is not None  # one frame was looked at before the first step
-        return obs, actions, drawn
+        return obs, evolve(actions, given=given), drawn
 
     def stream(self, start: int, stop: int) -> Iterator[Batch]:
         """Batches of steps start .. stop - 1, prepared ahead by threads; an error surfaces at its own step."""

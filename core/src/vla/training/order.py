@@ -25,6 +25,7 @@ PURPOSES = {
     "mixture": 5,
     "sample": 6,
     "replace": 7,
+    "rtc": 8,
 }
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

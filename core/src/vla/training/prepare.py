@@ -97,6 +97,7 @@ def prepare(
 
     # What a checkpoint holds is not read from the base again, which may be gone.
     start = open_start(model, config.seed) if checkpoint is None else Start(variant_of(model))
+    check_rtc(start.variant, config)
     check_finite(start.weights or {}, start.origin.base)
     dataset = open_data(data, start.variant)
     variant = for_robot_of(start.variant, dataset, note)
@@ -137,6 +138,25 @@ def prepare(
         () if shares else cameras,  # the datasets of a mixture may have different ones
         _source(data, dataset), made_of,
     )  # fmt: skip
+
+
+def check_rtc(variant: Variant, config: TrainConfig) -> None:
+    """Refuse to train for real-time chunking what cannot learn it, or longer delays than a chunk has steps for.
+
+    Raises:
+        SettingsError: naming the head, or the delay.
+    """
+    delay, head, horizon = config.rtc.max_delay, variant.parts["head"], variant.spec.action_horizon
+    if not delay:
+        return
+    if "trained" not in head.offers.get("chunking", ()):
+        raise SettingsError(
+            "this head cannot be trained to go on from a given beginning", field="train.rtc.max_delay",
+            got=f"head {head.part.name!r}", fix="train a head that can, such as flow, or leave --rtc.max-delay out",
+        )  # fmt: skip
+    if delay >= horizon:
+        raise SettingsError("a chunk goes on beyond what is given", field="train.rtc.max_delay", got=delay,
+                            expected=f"less than spec.action_horizon = {horizon}")  # fmt: skip
 
 
 def open_data(data: Any, variant: Variant) -> Any:

@@ -119,11 +119,14 @@ class TorchEngine:
 
     def _losses(self, obs: Observation, actions: Actions, draws: Any) -> dict[str, Tensor]:
         obs = observation_to(obs, self.device)
-        values, mask = (
-            None if a is None else torch.as_tensor(a, device=self.device) for a in (actions.values, actions.mask)
+        chunk = Actions(
+            *(
+                None if a is None else torch.as_tensor(a, device=self.device)
+                for a in (actions.values, actions.mask, actions.given)
+            )
         )
         with self._autocast():
-            return self.loss(obs, Actions(values, mask), tree_to(draws, self.device))
+            return self.loss(obs, chunk, tree_to(draws, self.device))
 
     def _apply(self, lr: float, keep: float, norm: Tensor, bad: Tensor) -> None:
         """Clip, update, average; nothing of it when `bad` is 1."""

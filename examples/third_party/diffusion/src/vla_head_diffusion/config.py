@@ -71,3 +71,9 @@ def ddim_steps(train_steps: int, num_steps: int) -> list[tuple[int, float, float
     stride, left = train_steps // num_steps, kept(train_steps)
     ks = [i * stride for i in reversed(range(num_steps))]
     return [(k, left[k], left[k - stride] if k >= stride else 1.0) for k in ks]
+
+
+def levels(plan: list[tuple[int, float, float]]) -> tuple[list[float], list[float]]:
+    """What is left of the data, and of the noise, at every step of a plan and behind its end."""
+    left = [*(here for _, here, _ in plan), plan[-1][2]]
+    return [share**0.5 for share in left], [(1 - share) ** 0.5 for share in left]

@@ -10,13 +10,13 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 from jax import numpy as jnp
 
 from vla.contracts import Actions, Observation, Sampling, Spec
-from vla.jax_kit.model import Entry, Tokens
+from vla.jax_kit.model import Decoder, Entry, Tokens
 from vla.jax_kit.ops import Linear, masked_mean, time_embedding
-from vla_head_diffusion.config import Options, Settings, ddim_steps, kept
+from vla_head_diffusion.config import Options, Settings, ddim_steps, kept, levels
 
 
 class DiffusionHead(nnx.Module):
@@ -77,12 +77,12 @@ class DiffusionHead(nnx.Module):
         plan = ddim_steps(s.train_steps, sampling.num_steps or s.num_steps)
         ks, here, there = (jnp.array(column) for column in zip(*plan, strict=True))
         valid = jnp.ones(noise.shape[:2], bool)
-        decode = model.decoder(obs, self.tokens(noise, valid), cond={"action": self.condition(ks)})
 
-        def step(i: Array, x: Array) -> Array:
+        def step(decode: Decoder, x: Array, i: Array) -> tuple[Array, Array]:
             e = self.noise_proj(decode(self.tokens(x, valid), i)["action"]).astype(jnp.float32)
             e = e if real is None else jnp.where(real, e, noise)
             clean = jnp.clip((x - jnp.sqrt(1 - here[i]) * e) / jnp.sqrt(here[i]), -s.clip, s.clip)
-            return jnp.sqrt(there[i]) * clean + jnp.sqrt(1 - there[i]) * e
+            return jnp.sqrt(there[i]) * clean + jnp.sqrt(1 - there[i]) * e, clean
 
-        return {"actions": lax.fori_loop(0, len(plan), step, noise)}
+        decode = model.decoder(obs, self.tokens(noise, valid), cond={"action": self.condition(ks)})
+        return {"actions": decode.denoise(step, *levels(plan), noise, sampling.prefix)}

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vla.contracts import Actions, Observation, Sampling, Spec
-from vla.torch_kit.model import Entry, Tokens
+from vla.torch_kit.model import Decoder, Entry, Tokens
 from vla.torch_kit.ops import masked_mean, time_embedding
-from vla_head_diffusion.config import Options, Settings, ddim_steps, kept
+from vla_head_diffusion.config import Options, Settings, ddim_steps, kept, levels
 
 
 class DiffusionHead(nn.Module):
@@ -73,13 +73,15 @@ class DiffusionHead(nn.Module):
         s, real = self.settings, sampling.action_dim_mask
         noise = noise * sampling.read(Options).noise_scale
         plan = ddim_steps(s.train_steps, sampling.num_steps or s.num_steps)
-        valid = torch.ones_like(noise[..., 0], dtype=torch.bool)
         ks = torch.tensor([k for k, _, _ in plan], device=noise.device)
-        decode = model.decoder(obs, self.tokens(noise, valid), cond={"action": self.condition(ks)})
-        x = noise
-        for i, (_, here, there) in enumerate(plan):
+        valid = torch.ones_like(noise[..., 0], dtype=torch.bool)
+
+        def step(decode: Decoder, x: Tensor, i: int) -> tuple[Tensor, Tensor]:
+            _, here, there = plan[i]
             e = self.noise_proj(decode(self.tokens(x, valid), i)["action"]).float()
             e = e if real is None else torch.where(real, e, noise)
             clean = ((x - (1 - here) ** 0.5 * e) / here**0.5).clamp(-s.clip, s.clip)
-            x = there**0.5 * clean + (1 - there) ** 0.5 * e
-        return {"actions": x}
+            return there**0.5 * clean + (1 - there) ** 0.5 * e, clean
+
+        decode = model.decoder(obs, self.tokens(noise, valid), cond={"action": self.condition(ks)})
+        return {"actions": decode.denoise(step, *levels(plan), noise, sampling.prefix)}

@@ -35,7 +35,8 @@ from vla.layout import BACKBONE, Read, clip
 from vla.parts import Expert
 from vla_llm_gemma.config import Settings
 
-Styles = tuple[Array, Array]  # [L 2 B 3D] for the two norms of every layer, [B 3D] for the final norm
+# [L 2 B 3D] for the two norms of every layer, [B 3D] for the final norm; or [L 2 B E 3D] and [B E 3D], per token.
+Styles = tuple[Array, Array]
 KV = tuple[Array, Array]  # keys and values, [B S K H] of a layer or [L B S K H] of all
 
 
@@ -49,10 +50,10 @@ class Norm(nnx.Module):
             self.scale = nnx.Param(jnp.zeros(expert.width))
 
     def __call__(self, x: Array, style: Array | None) -> tuple[Array, Array | None]:
-        """[B E D], [B 3D] -> normalised [B E D] and the gate [B 1 D] of the residual that follows."""
+        """[B E D], [B 3D] or [B E 3D] -> normalised [B E D], and the gate [B 1 D] or [B E D] of the next residual."""
         if style is None:
             return (rms_norm(x) * (1 + self.scale[...].astype(jnp.float32))).astype(x.dtype), None
-        scale, shift, gate = jnp.split(style[:, None], 3, -1)
+        scale, shift, gate = jnp.split(style if style.ndim == 3 else style[:, None], 3, -1)
         return (rms_norm(x) * (1 + scale) + shift).astype(x.dtype), gate.astype(x.dtype)
 
 
@@ -169,7 +170,10 @@ class Gemma(nnx.Module):
         return self.embedder.embedding[...]
 
     def styles(self, expert: str, cond: Array) -> Styles:
-        """The adaRMS modulation of every norm from the condition [B D]: it depends on time alone, compute it once."""
+        """The adaRMS modulation of every norm from the condition [B D], or of every token [B E D].
+
+        It depends on time alone: compute it once.
+        """
         layer = self.layers[expert]
         flat = [
             jax.vmap(lambda w, b: linear(cond, w, b, w.shape[-1]))(norm.modulation.matrix(), norm.modulation.bias[...])
@@ -179,7 +183,9 @@ class Gemma(nnx.Module):
 
     @staticmethod
     def style_at(styles: Styles, row: Any) -> Styles:
-        """The styles of one row of the condition, as a batch of one."""
+        """The styles of one row of the condition, as a batch of one; or of a row for every token [B E]."""
+        if jnp.ndim(row):
+            return jnp.take(styles[0], row, 2), jnp.take(styles[1], row, 0)
         return lax.dynamic_slice_in_dim(styles[0], row, 1, 2), lax.dynamic_slice_in_dim(styles[1], row, 1, 0)
 
     @staticmethod

@@ -32,7 +32,8 @@ from vla.torch_kit.ops import detach, rms_norm, write
 from vla_llm_hf.config import Settings, head_dim
 
 ATTENTION = "vla_layout"  # the name under which transformers finds our attention
-Styles = tuple[Tensor, Tensor]  # [L 2 B 3D] for the two norms of every layer, [B 3D] for the final norm
+# [L 2 B 3D] for the two norms of every layer, [B 3D] for the final norm; or [L 2 B E 3D] and [B E 3D], per token.
+Styles = tuple[Tensor, Tensor]
 
 
 @define
@@ -102,10 +103,10 @@ class Norm(nn.Module):
             self.scale = nn.Parameter(torch.zeros(expert.width))
 
     def forward(self, x: Tensor, style: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """[B E D], [B 3D] -> normalised [B E D] and the gate [B 1 D] of the residual that follows."""
+        """[B E D], [B 3D] or [B E 3D] -> normalised [B E D], and the gate [B 1 D] or [B E D] of the next residual."""
         if style is None:
             return (rms_norm(x) * (1 + self.scale.float())).to(x.dtype), None
-        scale, shift, gate = style[:, None].chunk(3, -1)
+        scale, shift, gate = (style if style.ndim == 3 else style[:, None]).chunk(3, -1)
         return (rms_norm(x) * (1 + scale) + shift).to(x.dtype), gate.to(x.dtype)
 
 
@@ -290,14 +291,19 @@ class HuggingFace(nn.Module):
         return (self.embedder if self.unembedder is None else self.unembedder).weight
 
     def styles(self, expert: str, cond: Tensor) -> Styles:
-        """The adaRMS modulation of every norm from the condition [B D]; it depends on time alone: compute it once."""
+        """The adaRMS modulation of every norm from the condition [B D], or of every token [B E D].
+
+        It depends on time alone: compute it once.
+        """
         norms = [n for layer in self.layers for n in (layer[expert].norm_attn, layer[expert].norm_mlp)]
         flat = torch.stack([norm.modulation(cond) for norm in norms])
         return flat.unflatten(0, (-1, 2)), self.final_norm[expert].modulation(cond)
 
     @staticmethod
-    def style_at(styles: Styles, row: int) -> Styles:
-        """The styles of one row of the condition, as a batch of one."""
+    def style_at(styles: Styles, row: int | Tensor) -> Styles:
+        """The styles of one row of the condition, as a batch of one; or of a row for every token [B E]."""
+        if isinstance(row, Tensor):
+            return styles[0][:, :, row], styles[1][row]
         return styles[0][:, :, row : row + 1], styles[1][row : row + 1]
 
     @staticmethod

@@ -92,6 +92,7 @@ class MetaWorldEnv(gymnasium.Env):
         "action_names": ACTION_NAMES,
         "units": {"state": STATE_UNITS, "actions": ACTION_UNITS},
         "noise_dims": 3,  # a recorder disturbs the motion only
+        "relative_dims": 3,  # these actions are motions: 0 holds the arm
     }
     render_mode = "rgb_array"
 

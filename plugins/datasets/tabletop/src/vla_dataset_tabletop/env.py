@@ -74,6 +74,7 @@ class TabletopEnv(gymnasium.Env):
         "action_names": ACTION_NAMES,
         "units": {"state": STATE_UNITS, "actions": ACTION_UNITS},
         "noise_dims": 3,  # a recorder disturbs the translation only
+        "relative_dims": 6,  # these actions are motions: 0 holds the arm
     }
     render_mode = "rgb_array"
 

@@ -8,7 +8,13 @@ PART = Part(
     name="ar",
     summary="predicts action tokens one by one (pi0-FAST, RT-2, OpenVLA)",
     settings=Settings,
-    offers=lambda s, inner: {"gives": "tokens", "own_expert": False, "state": "tokens", "losses": {"tokens": "target"}},
+    offers=lambda s, inner: {
+        "gives": "tokens",
+        "own_expert": False,
+        "state": "tokens",
+        "losses": {"tokens": "target"},
+        "chunking": ("forced",),
+    },
     needs=(
         has("tokenizer", "emits", "actions", "it predicts action tokens"),
         is_true("backbone", "decodes", "it reads and writes the backbone's text vocabulary"),

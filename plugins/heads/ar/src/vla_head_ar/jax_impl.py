@@ -80,9 +80,13 @@ class ARHead(nnx.Module):
         decode = evolve(decode, positions=decode.positions + int(self.settings.positions == "openpi"))
         last = self._last(decode.hidden["prompt"], obs.tokenized_prompt_mask, given.shape[1])
 
+        forced = None if sampling.prefix is None else sampling.prefix.tokens
+        if forced is not None:
+            forced = jnp.pad(jnp.asarray(forced), ((0, 0), (0, max(0, n - forced.shape[1]))), constant_values=-1)
+
         def choose(last: Array, i: Any, out: Array, progress: Progress) -> tuple[Array, Progress]:
             uniform = None if noise is None else jnp.asarray(noise)[:, i]
-            token, progress = rules.choose(last, progress, i, uniform, sampling.temperature)
+            token, progress = rules.choose(last, progress, i, uniform, sampling.temperature, forced)
             return lax.dynamic_update_slice_in_dim(out, token[:, None], i, 1), progress
 
         def unfinished(carry: tuple[Array, Array, Progress, Any]) -> Array:
@@ -133,9 +137,18 @@ class Rules:
         return jnp.full(batch, total, jnp.int32), jnp.zeros(batch, bool), jnp.ones(batch, bool)
 
     def choose(
-        self, hidden: Array, progress: Progress, step: Any, uniform: Array | None, temperature: float
+        self,
+        hidden: Array,
+        progress: Progress,
+        step: Any,
+        uniform: Array | None,
+        temperature: float,
+        forced: Array | None = None,
     ) -> tuple[Array, Progress]:
-        """Hidden [B D] -> the next text id [B], 0 for rows that are done; and the progress after it."""
+        """Hidden [B D] -> the next text id [B], 0 for rows that are done; and the progress after it.
+
+        forced [B max_tokens]: codec ids, -1 where free.
+        """
         left, done, finite = progress
         logits = matmul(hidden, self.table.astype(hidden.dtype)).astype(jnp.float32)
         finite = finite & (jnp.isfinite(logits).all(-1) | done)
@@ -148,6 +161,8 @@ class Rules:
             choice = jnp.minimum((edges < uniform[:, None] * edges[:, -1:]).sum(-1), logits.shape[-1] - 1)
         else:
             choice = logits.argmax(-1)
+        if forced is not None and self.grammar is not None:
+            choice = jnp.where(forced[:, step] >= 0, forced[:, step], choice)
         if self.grammar is None:
             ended = done if self.end is None else done | (choice == self.end)
             return jnp.where(done, 0, choice).astype(jnp.int32), (left, ended, finite)

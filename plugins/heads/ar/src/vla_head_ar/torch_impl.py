@@ -76,9 +76,10 @@ class ARHead(nn.Module):
         cache = decode.cache.layers
         last = self._last(decode.hidden["prompt"], obs.tokenized_prompt_mask, given.shape[1])
         out = torch.zeros(batch, n, dtype=torch.long, device=device)
+        forced = None if sampling.prefix is None else sampling.prefix.tokens
         for i in range(n):
             uniform = None if noise is None else noise[:, i]
-            out[:, i] = token = rules.choose(last, i, uniform, sampling.temperature)
+            out[:, i] = token = rules.choose(last, i, uniform, sampling.temperature, forced)
             if rules.finished():  # the only look at a value on the host
                 break
             new = model.text(token[:, None], ones[:, :1].bool(), ones[:, :1])
@@ -118,8 +119,10 @@ class Rules:
         self.table = table[self.ids]  # only these rows compete: [v D] instead of [V D]
         self.left = torch.full((batch,), grammar.total, dtype=torch.long, device=device)
 
-    def choose(self, hidden: Tensor, step: int, uniform: Tensor | None, temperature: float) -> Tensor:
-        """Hidden [B D] -> the next text id [B]; 0 for rows that are done."""
+    def choose(
+        self, hidden: Tensor, step: int, uniform: Tensor | None, temperature: float, forced: Tensor | None = None
+    ) -> Tensor:
+        """Hidden [B D] -> the next text id [B]; 0 for rows that are done. forced [B m]: codec ids, -1 where free."""
         logits = (hidden @ self.table.T.to(hidden.dtype)).float()
         self.finite = self.finite & (logits.isfinite().all(-1) | self.done)
         if self.grammar is not None:
@@ -132,6 +135,8 @@ class Rules:
             choice = (edges < uniform[:, None] * edges[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
         else:
             choice = logits.argmax(-1)
+        if forced is not None and self.grammar is not None and step < forced.shape[1]:
+            choice = torch.where(forced[:, step] >= 0, forced[:, step].long(), choice)
         if self.grammar is None:
             token = torch.where(self.done, 0, choice)
             if self.end is not None:

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from attrs import evolve
 from flax import nnx
 from jax import Array, lax
 from jax import numpy as jnp
 
 from vla.contracts import Actions, Observation, Sampling, Spec
-from vla.jax_kit.model import Entry, Tokens
+from vla.jax_kit.model import Decoder, Entry, Tokens
 from vla.jax_kit.ops import Linear, masked_mean, time_embedding
 from vla_head_flow.config import Settings
 
@@ -47,26 +48,37 @@ class FlowHead(nnx.Module):
         return {"actions": 1.0}
 
     def enter(self, obs: Observation, actions: Actions, draws: Mapping[str, Array]) -> Entry:
-        """Noisy actions as tokens. draws: noise [B K H A], time [B K]."""
+        """Noisy actions as tokens; those that are `given`, clean. draws: noise [B K H A], time [B K]."""
         noise, time = draws["noise"], draws["time"]
         k = time.shape[1]
         a, mask = actions.values[:, None], None  # [B 1 H A]
         if actions.mask is not None and self.settings.mask_padding:
             mask = actions.mask[:, None]
             a = jnp.where(mask, a, 0)
-        t = time[..., None, None]
+        when = time[..., None]  # [B K 1], or [B K H]
+        if actions.given is not None:  # clean, so at t = 0, and not learned
+            later = jnp.arange(a.shape[2]) >= jnp.asarray(actions.given)[:, None]  # [B H]
+            when = jnp.where(later[:, None], when, 0)
+            later = later[:, None, :, None]
+            learned = later if mask is None else mask & later
+        else:
+            learned = mask
+        t = when[..., None]
         x_t = t * noise + (1 - t) * a
-        tokens = self.tokens(x_t.reshape(-1, *x_t.shape[2:]), time.reshape(-1))
+        when = when.reshape(-1) if when.shape[2] == 1 else when.reshape(-1, when.shape[2])  # [BK], or [BK H]
+        tokens = self.tokens(x_t.reshape(-1, *x_t.shape[2:]), when)
         if mask is not None:  # no real step looks at a padded one
             real = jnp.repeat(mask.any(-1), k, 1).reshape(-1, mask.shape[2])
             tokens = tuple(evolve(run, valid=real) for run in tokens)
         if self.settings.state == "continuous":
             tokens = (self.state_token(jnp.repeat(obs.state, k, 0)), *tokens)
+            if when.ndim == 2:
+                when = jnp.concatenate([time.reshape(-1)[:, None], when], 1)
         return Entry(
             tokens=tokens,
-            cond=self.condition(time.reshape(-1)),
+            cond=self.condition(when),
             outputs=("action",),
-            notes={"velocity": noise - a, "mask": mask},
+            notes={"velocity": noise - a, "mask": learned},
             draws=k,
         )
 
@@ -84,15 +96,16 @@ class FlowHead(nnx.Module):
         return self.action_out_proj(hidden).astype(jnp.float32)
 
     def suffix(self, obs: Observation, x_t: Array, time: Array) -> tuple[Tokens, ...]:
-        """The state, where it is continuous, and noisy actions [B H A] at time [B] (or [1])."""
+        """The state, where it is continuous, and noisy actions [B H A] at time [B] (or [1]), or [B H]."""
         state = (self.state_token(obs.state),) if self.settings.state == "continuous" else ()
         return (*state, *self.tokens(x_t, time))
 
     def tokens(self, x_t: Array, time: Array) -> tuple[Tokens, ...]:
-        """Noisy actions [B H A] at time [B] (or [1]) as tokens of the action expert."""
+        """Noisy actions [B H A] at time [B] (or [1]), or [B H], as tokens of the action expert."""
         x = self.action_in_proj(x_t)
         if self.settings.time == "concat":
-            t = jnp.broadcast_to(self.time_features(time).astype(x.dtype)[:, None], x.shape)
+            t = self.time_features(time if time.ndim == 2 else time[:, None]).astype(x.dtype)
+            t = jnp.broadcast_to(t, x.shape)
             x = self.action_time_mlp_out(jax.nn.silu(self.action_time_mlp_in(jnp.concatenate([x, t], -1))))
         return (Tokens(("action",), "action", x, jnp.ones(x.shape[:2], bool)),)
 
@@ -102,13 +115,13 @@ class FlowHead(nnx.Module):
         return Tokens(("state",), "action", x, jnp.ones(x.shape[:2], bool))
 
     def condition(self, time: Array) -> dict[str, Array]:
-        """The condition of adaRMS [B W] from time [B]; nothing when time is concatenated."""
+        """The condition of adaRMS [B W] from time [B], or [B E W] from [B E]; nothing when time is concatenated."""
         if self.settings.time == "concat":
             return {}
         return {"action": jax.nn.silu(self.time_mlp_out(jax.nn.silu(self.time_mlp_in(self.time_features(time)))))}
 
     def time_features(self, time: Array) -> Array:
-        """Sinusoids of t, [B] -> [B W]."""
+        """Sinusoids of t, [...] -> [... W]."""
         return time_embedding(time, self.settings.width, self.settings.min_period, self.settings.max_period)
 
     def sample(self, model: Any, obs: Observation, noise: Array, sampling: Sampling) -> dict[str, Array]:
@@ -117,16 +130,28 @@ class FlowHead(nnx.Module):
         Training leaves padded dims out of the loss, so their velocity is not learned; but it is known: they go from
         noise to 0 along u = noise. With `action_dim_mask` [A] the network sees them exactly as in training.
         """
-        times, dt = euler_times(sampling.num_steps or self.settings.num_steps)
+        steps = sampling.num_steps or self.settings.num_steps
+        times, dt = euler_times(steps)
+        if sampling.trained:
+            times = jnp.append(times, 0)  # the level of actions that are given
         known = sampling.action_dim_mask if self.settings.mask_padding else None
+
+        def step(decode: Decoder, x: Array, i: Any) -> tuple[Array, Array]:
+            t = times[i] if jnp.ndim(i) else lax.dynamic_slice_in_dim(times, i, 1)
+            v = self.velocity(decode(self.suffix(obs, x, t), self.rows(i))["action"])
+            v = v if known is None else jnp.where(known, v, noise)
+            return x + dt * v, x - t[..., None] * v
+
         suffix = self.suffix(obs, noise, times[:1])
         decode = model.decoder(obs, suffix, cond=self.condition(times), varying=("action",))
+        level = np.arange(steps, -1, -1) / steps
+        return {"actions": decode.denoise(step, 1 - level, level, noise, sampling.prefix)}
 
-        def step(i: Array, x: Array) -> Array:
-            v = self.velocity(decode(self.suffix(obs, x, lax.dynamic_slice_in_dim(times, i, 1)), i)["action"])
-            return x + dt * (v if known is None else jnp.where(known, v, noise))
-
-        return {"actions": lax.fori_loop(0, len(times), step, jnp.asarray(noise))}
+    def rows(self, i: Any) -> Any:
+        """Rows of the condition for all tokens of the expert: a state goes with the actions that are not given."""
+        if not jnp.ndim(i) or self.settings.state != "continuous":
+            return i
+        return jnp.concatenate([i.min(1, keepdims=True), i], 1)
 
 
 def euler_times(steps: int) -> tuple[Array, float]:

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from attrs import evolve
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vla.contracts import Actions, Observation, Sampling, Spec
-from vla.torch_kit.model import Entry, Tokens
+from vla.torch_kit.model import Decoder, Entry, Tokens
 from vla.torch_kit.ops import masked_mean, time_embedding
 from vla_head_flow.config import Settings
 
@@ -47,26 +48,37 @@ class FlowHead(nn.Module):
         return {"actions": 1.0}
 
     def enter(self, obs: Observation, actions: Actions, draws: Mapping[str, Tensor]) -> Entry:
-        """Noisy actions as tokens. draws: noise [B K H A], time [B K]."""
+        """Noisy actions as tokens; those that are `given`, clean. draws: noise [B K H A], time [B K]."""
         noise, time = draws["noise"], draws["time"]
         k = time.shape[1]
         a, mask = actions.values[:, None], None  # [B 1 H A]
         if actions.mask is not None and self.settings.mask_padding:
             mask = actions.mask[:, None]
             a = torch.where(mask, a, 0)
-        t = time[..., None, None]
+        when = time[..., None]  # [B K 1], or [B K H]
+        if actions.given is not None:  # clean, so at t = 0, and not learned
+            later = torch.arange(a.shape[2], device=a.device) >= actions.given[:, None]  # [B H]
+            when = torch.where(later[:, None], when, 0)
+            later = later[:, None, :, None]
+            learned = later if mask is None else mask & later
+        else:
+            learned = mask
+        t = when[..., None]
         x_t = t * noise + (1 - t) * a
-        tokens = self.tokens(x_t.flatten(0, 1), time.flatten())
+        when = when.flatten() if when.shape[2] == 1 else when.flatten(0, 1)  # [BK], or [BK H]
+        tokens = self.tokens(x_t.flatten(0, 1), when)
         if mask is not None:  # no real step looks at a padded one
             real = mask.any(-1).expand(-1, k, -1).flatten(0, 1)
             tokens = tuple(evolve(run, valid=real) for run in tokens)
         if self.settings.state == "continuous":
             tokens = (self.state_token(obs.state.repeat_interleave(k, 0)), *tokens)
+            if when.ndim == 2:
+                when = torch.cat([time.flatten()[:, None], when], 1)
         return Entry(
             tokens=tokens,
-            cond=self.condition(time.flatten()),
+            cond=self.condition(when),
             outputs=("action",),
-            notes={"velocity": noise - a, "mask": mask},
+            notes={"velocity": noise - a, "mask": learned},
             draws=k,
         )
 
@@ -84,15 +96,15 @@ class FlowHead(nn.Module):
         return self.action_out_proj(hidden).float()
 
     def suffix(self, obs: Observation, x_t: Tensor, time: Tensor) -> tuple[Tokens, ...]:
-        """The state, where it is continuous, and noisy actions [B H A] at time [B] (or [1])."""
+        """The state, where it is continuous, and noisy actions [B H A] at time [B] (or [1]), or [B H]."""
         state = (self.state_token(obs.state),) if self.settings.state == "continuous" else ()
         return (*state, *self.tokens(x_t, time))
 
     def tokens(self, x_t: Tensor, time: Tensor) -> tuple[Tokens, ...]:
-        """Noisy actions [B H A] at time [B] (or [1]) as tokens of the action expert."""
+        """Noisy actions [B H A] at time [B] (or [1]), or [B H], as tokens of the action expert."""
         x = self.action_in_proj(x_t)
         if self.settings.time == "concat":
-            t = self.time_features(time).to(x.dtype)[:, None].expand(x.shape[0], x.shape[1], -1)
+            t = self.time_features(time if time.ndim == 2 else time[:, None]).to(x.dtype).expand(*x.shape[:2], -1)
             x = self.action_time_mlp_out(F.silu(self.action_time_mlp_in(torch.cat([x, t], -1))))
         return (Tokens(("action",), "action", x, torch.ones_like(x[..., 0], dtype=torch.bool)),)
 
@@ -102,13 +114,13 @@ class FlowHead(nn.Module):
         return Tokens(("state",), "action", x, torch.ones_like(x[..., 0], dtype=torch.bool))
 
     def condition(self, time: Tensor) -> dict[str, Tensor]:
-        """The condition of adaRMS [B W] from time [B]; nothing when time is concatenated."""
+        """The condition of adaRMS [B W] from time [B], or [B E W] from [B E]; nothing when time is concatenated."""
         if self.settings.time == "concat":
             return {}
         return {"action": F.silu(self.time_mlp_out(F.silu(self.time_mlp_in(self.time_features(time)))))}
 
     def time_features(self, time: Tensor) -> Tensor:
-        """Sinusoids of t, [B] -> [B W]."""
+        """Sinusoids of t, [...] -> [... W]."""
         return time_embedding(time, self.settings.width, self.settings.min_period, self.settings.max_period)
 
     def sample(self, model: Any, obs: Observation, noise: Tensor, sampling: Sampling) -> dict[str, Tensor]:
@@ -117,15 +129,28 @@ class FlowHead(nn.Module):
         Training leaves padded dims out of the loss, so their velocity is not learned; but it is known: they go from
         noise to 0 along u = noise. With `action_dim_mask` [A] the network sees them exactly as in training.
         """
-        times, dt = euler_times(sampling.num_steps or self.settings.num_steps, noise.device)
+        steps = sampling.num_steps or self.settings.num_steps
+        times, dt = euler_times(steps, noise.device)
+        if sampling.trained:
+            times = torch.cat([times, times.new_zeros(1)])  # the level of actions that are given
         known = sampling.action_dim_mask if self.settings.mask_padding else None
+
+        def step(decode: Decoder, x: Tensor, i: Any) -> tuple[Tensor, Tensor]:
+            t = times[i] if isinstance(i, Tensor) else times[i : i + 1]
+            v = self.velocity(decode(self.suffix(obs, x, t), self.rows(i))["action"])
+            v = v if known is None else torch.where(known, v, noise)
+            return x + dt * v, x - t[..., None] * v
+
         suffix = self.suffix(obs, noise, times[:1])
         decode = model.decoder(obs, suffix, cond=self.condition(times), varying=("action",))
-        x = noise
-        for i in range(len(times)):
-            v = self.velocity(decode(self.suffix(obs, x, times[i : i + 1]), i)["action"])
-            x = x + dt * (v if known is None else torch.where(known, v, noise))
-        return {"actions": x}
+        level = np.arange(steps, -1, -1) / steps
+        return {"actions": decode.denoise(step, 1 - level, level, noise, sampling.prefix)}
+
+    def rows(self, i: Any) -> Any:
+        """Rows of the condition for all tokens of the expert: a state goes with the actions that are not given."""
+        if not isinstance(i, Tensor) or self.settings.state != "continuous":
+            return i
+        return torch.cat([i.amin(1, keepdim=True), i], 1)
 
 
 def euler_times(steps: int, device: torch.device) -> tuple[Tensor, float]:

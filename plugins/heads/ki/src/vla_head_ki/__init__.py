@@ -13,6 +13,7 @@ PART = Part(
         "gives": "both",
         "own_expert": True,
         "state": inner["actions"].get("state", "none"),
+        "chunking": inner["actions"].get("chunking", ()),
         "losses": {**inner["tokens"].get("losses", {}), **inner["actions"].get("losses", {})},
     },
     needs=(
