@@ -240,9 +240,8 @@ def parse_sets(sets: Mapping[str, Any] | Iterable[str] | str) -> dict[str, Any]:
     for item in [sets] if isinstance(sets, str) else sets:
         path, equals, text = item.partition("=")
         if not equals or not all(path.strip().split(".")):
-            raise SettingsError(
-                "a setting is written path=value", field="--set", got=item, fix="for example --set head.tokens=ar"
-            )
+            fix = f"--set {path.strip() or 'PATH'}=VALUE"
+            raise SettingsError("a setting is written path=value", field="--set", got=item, fix=fix)
         out[path.strip()] = parse_value(text.strip())
     return out
 
@@ -254,9 +253,7 @@ def split_sets(sets: Mapping[str, Any] | Iterable[str] | str, of: str) -> tuple[
     return {path: value for path, value in values.items() if not path.startswith(f"{of}.")}, inside
 
 
-def grouped_sets(
-    sets: Mapping[str, Any] | Iterable[str] | str, groups: Sequence[str], example: str
-) -> dict[str, dict[str, Any]]:
+def grouped_sets(sets: Mapping[str, Any] | Iterable[str] | str, groups: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Group -> its settings, of a verb that knows no others.
 
     `["data.b=1"]` with the groups ("data", "robot") -> {"data": {"b": 1}, "robot": {}}.
@@ -273,7 +270,7 @@ def grouped_sets(
                 field="--set",
                 got=path,
                 expected=" or ".join(f"{group}.NAME=VALUE" for group in groups),
-                fix=f"--set {example}",
+                fix=f"leave out --set {path}",
             )
         found[group][name] = value
     return found

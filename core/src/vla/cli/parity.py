@@ -46,7 +46,7 @@ def parity(
 
     if batch < 1:
         raise SettingsError("at least one observation is compared", field="--batch", got=batch)
-    sets = grouped_sets(set, ("data", "robot"), "data.stride=2")
+    sets = grouped_sets(set, ("data", "robot"))
     if sets["data"] and not data:
         raise SettingsError("settings of data that is not named", field="--set", fix="add --data DATA")
     start = open_start(model)

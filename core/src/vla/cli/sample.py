@@ -51,7 +51,7 @@ def sample(
     from vla.policy import open as open_policy
     from vla.settings import grouped_sets
 
-    sets = grouped_sets(set, ("data", "robot", "sampling"), "sampling.temperature=1.0")
+    sets = grouped_sets(set, ("data", "robot", "sampling"))
     policy = open_policy(
         model, framework, device=device or None, num_steps=num_steps or None, temperature=temperature,
         sampling=sets["sampling"], robot=sets["robot"], guard=guard,

@@ -39,7 +39,10 @@ def stats(
 
     target = out / FILE if out.is_dir() else out
     if (target.parent / "model.safetensors").exists():
-        fix = "write them elsewhere; fine-tune with vla train --stats FILE"
+        fix = (
+            "--out norm_stats.json; then fine-tune with them: "
+            f"vla train {target.parent} --data {data} --stats norm_stats.json"
+        )
         raise StoreError(
             "statistics are part of a trained model and stay as they are", field="--out", got=str(out), fix=fix
         )

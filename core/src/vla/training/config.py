@@ -54,7 +54,9 @@ class Lora:
     def __attrs_post_init__(self) -> None:
         if self.rank is None:
             if (self.alpha, self.rslora, self.on, self.ranks) != (None, False, (), ()):
-                fix = "add --lora.rank 16, or take the others away: --lora.ranks none"
+                given = [n for n in ("alpha", "on", "ranks") if getattr(self, n) not in (None, ())]
+                away = [*(f"--lora.{name} none" for name in given), *(["--no-lora.rslora"] if self.rslora else [])]
+                fix = f"add --lora.rank 16, or take the others away: {' '.join(away)}"
                 raise SettingsError("LoRA settings without a rank", field="train.lora.rank", fix=fix)
             return
         if self.rank < 1:

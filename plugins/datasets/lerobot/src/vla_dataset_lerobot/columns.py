@@ -129,7 +129,7 @@ def _unknown(setting: str, name: str, numeric: Sequence[str], parts: Sequence[st
     stem = name.removeprefix("observation.")
     alike = [column for column in numeric if column.startswith((name + ".", stem + ".", name + "_"))]
     close = difflib.get_close_matches(name, [*numeric, *parts], 1, 0.6) or [c for c in numeric if c == stem]
-    names = json.dumps(alike or close or ["..."])
+    names = json.dumps(alike or close or list(numeric[:1]))
     return DataError(
         "the dataset has no such column", field=setting, got=name, expected=[*numeric, *parts],
         fix=f"name one or several: --set 'data.{setting}={names}'",

@@ -69,7 +69,8 @@ def _with_grippers(x: np.ndarray, function: Any) -> np.ndarray:
 def _wide(x: Any, name: str) -> np.ndarray:
     x = np.asarray(x)
     if not x.ndim or x.shape[-1] != DIM:
-        raise DataError(f"ALOHA's {name} has 14 values", field=name, got=x.shape, expected=f"[... {DIM}]")
+        fix = "choose the adapter of the robot that recorded this data: --robot NAME"
+        raise DataError(f"ALOHA's {name} has 14 values", field=name, got=x.shape, expected=f"[... {DIM}]", fix=fix)
     return x
 
 

@@ -279,7 +279,8 @@ class FastCodec:
                 "the fast tokenizer is not fitted",
                 field="tokenizer",
                 got="no merges",
-                fix="`vla tokenizer fit DATA --tokenizer fast`, or set tokenizer.source to a public processor",
+                fix="vla tokenizer fit DATA --tokenizer fast --out FOLDER, then "
+                "--set tokenizer.source=FOLDER; or set it to a public processor",
             )
         return self._model
 

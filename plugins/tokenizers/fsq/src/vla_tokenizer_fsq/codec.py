@@ -271,7 +271,8 @@ class FsqCodec:
                 "the fsq tokenizer is not fitted",
                 field="tokenizer",
                 got="no parameters",
-                fix="`vla tokenizer fit DATA --tokenizer fsq`, or set tokenizer.source to an openpi FSQ checkpoint",
+                fix="vla tokenizer fit DATA --tokenizer fsq --out FOLDER, then "
+                "--set tokenizer.source=FOLDER; or set it to an openpi FSQ checkpoint",
             )
         return self._params
 
