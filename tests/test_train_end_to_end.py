@@ -130,6 +130,8 @@ def test_lora_leaves_a_plain_model_and_an_adapter_that_merges_into_its_base(tmp_
     assert json.loads((out / "adapter" / FACTS).read_text())["freeze"] == ["backbone.vision", "head"]
 
     assert main(["merge", str(base), str(out / "adapter"), "--out", str(tmp_path / "merged")]) == 0
+    records = [json.loads((folder / "record.json").read_text()) for folder in (out / "model", tmp_path / "merged")]
+    assert records[1].pop("merged") and records[0] == records[1] and records[0]["embodiment"]["state_dim"]
     for file in ("model.safetensors", "norm_stats.json", "variant.toml"):
         assert (tmp_path / "merged" / file).read_bytes() == (out / "model" / file).read_bytes(), file
     capsys.readouterr()

@@ -399,12 +399,12 @@ class _Run:
         from vla.store import save_model
 
         p = self.prepared
+        record = {"steps": step, **self._record()}
         if self.engine.adapters:
             with atomic_folder(self.out / lora.FOLDER, lora.KIND, overwrite=True) as temp:
-                lora.write_adapter(temp, p.variant, self.engine.adapters, weights, self.config)
+                lora.write_adapter(temp, p.variant, self.engine.adapters, weights, self.config, record)
                 p.write_assets(temp)
             weights = lora.merged(weights, self.engine.adapters)
-        record = {"steps": step, **self._record()}
         return save_model(self.out / MODEL, p.variant, weights, p.stats, p.tokenizer, record=record, overwrite=True)
 
 

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import evolve, frozen
@@ -174,11 +174,13 @@ def write_adapter(
     adapters: Sequence[Adapter],
     weights: Mapping[str, np.ndarray],
     config: TrainConfig,
+    record: Mapping[str, Any] | None = None,
 ) -> None:
     """Write everything that a run trained into a folder that the caller makes whole: adapters and other weights.
 
     adapter.safetensors   A, B, and every other weight that was trained
-    adapter.json          settings of LoRA, digest of the weights that were not trained, which must be the base's
+    adapter.json          settings of LoRA, digest of the weights that were not trained, which must be the base's; the
+                          record of the run, which is that of the merged model
     variant.toml          the model that it belongs to
     """
     from vla.store import VARIANT, check_finite, write_weights
@@ -188,6 +190,7 @@ def write_adapter(
     write_weights(folder / WEIGHTS, {name: weights[name] for name in names})
     fixed = {name: array for name, array in weights.items() if name not in names}
     facts = {"vla_adapter": 1, "lora": config.to_dict()["lora"], "freeze": list(config.freeze), "base": digest(fixed)}
+    facts["record"] = dict(record or {})
     (folder / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
     (folder / VARIANT).write_text(variant.to_toml())
 
@@ -238,7 +241,8 @@ def merge_adapter(base: str | Path, adapter: str | Path, out: str | Path, *, ove
         )
     stats = load_stats(folder / STATS) if (folder / STATS).is_file() else None
     tokenizer = open_tokenizer(variant.parts["tokenizer"], variant.spec, folder / ASSETS)
-    record = {"merged": {"base": model.digest, "lora": facts["lora"]}}
+    run = facts.get("record", {})  # which robot it was trained for: who fine-tunes or serves it compares that
+    record = {**(run if isinstance(run, Mapping) else {}), "merged": {"base": model.digest, "lora": facts["lora"]}}
     whole = {n: np.asarray(a, np.float32) for n, a in merged({**fixed, **trained}, adapters).items()}
     return save_model(out, variant, whole, stats, tokenizer, record=record, overwrite=overwrite)
 
