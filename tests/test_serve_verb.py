@@ -248,3 +248,32 @@ def test_a_robot_with_names_of_its_own_is_warmed_up_with_its_data(served, monkey
         with pytest.raises(DataError, match="no observation is known") as caught:
             run.usable(server)
         assert "--data" in caught.value.fix
+
+
+def test_real_time_chunking_through_the_wire_is_that_of_the_policy(model, served):
+    from vla_client import ChunkPlayer
+
+    policy = vla.open(model, device="cpu", guard=None)
+    with served("--guard", "none") as server:
+        assert "guided" in server.contract["rtc"]
+        images = {name: np.zeros((32, 32, 3), np.uint8) for name in server.contract["cameras"]}
+        row = {
+            "images": images,
+            "state": np.zeros(server.contract["state_dim"], np.float32),
+            "prompt": "touch the red block",
+        }
+        with RemotePolicy(server.url, timeout=60) as client:
+            first = client.infer(row, seed=5)["actions"]
+            rest = first[1:].astype(np.float32)
+            for mode in (None, "guided"):
+                far = client.infer(row, seed=6, prefix=rest, delay=1, rtc=mode)["actions"]
+                here = policy.infer(row, seed=6, prefix=rest, delay=1, rtc=mode or "")["actions"]
+                np.testing.assert_array_equal(far, here)
+                assert not np.array_equal(far, client.infer(row, seed=6)["actions"])
+            with ChunkPlayer(client, hz=20, fallback="hold", rtc="best") as player:
+                import time
+
+                for _ in range(40):
+                    player.tick(row)
+                    time.sleep(0.05)
+            assert player.error == "" and player.counts["chunks"] >= 2
