@@ -16,6 +16,7 @@ from vla.training.bad_frames import allowed, budget_for  # noqa: E402
 from vla.training.loader import Loader, Samples  # noqa: E402
 from vla.training.metrics import read_metrics  # noqa: E402
 from vla.training.order import stand_ins  # noqa: E402
+from vla.training.prepare import _first_good  # noqa: E402
 
 _path = Path(__file__).parent / "training_world.py"
 _spec = importlib.util.spec_from_file_location("training_world", _path)
@@ -127,6 +128,17 @@ def test_held_out_frames_too(tmp_path):
     run(tmp_path / "run", config, held[:2].tolist())
     assert {r["frame"] for r in read_metrics(tmp_path / "run", "bad_frame")} == set(held[:2].tolist())
     assert len(read_metrics(tmp_path / "run", "validation")) == 2
+
+
+def test_a_run_begins_although_the_first_frame_is_bad():
+    data, index = Broken(bad=dict.fromkeys([0, 1, 5], "")), np.arange(45)
+    with pytest.raises(DataError, match=r"frame 0 of the data(.|\n)*--skip-bad 0.001"):
+        _first_good(data, world.small_variant(), index, world.config(1))
+    found = _first_good(data, world.small_variant(), index, world.config(1, skip_bad=0.1))
+    assert np.array_equal(found["state"], data.state[2])
+    with pytest.raises(DataError, match="video is damaged"):
+        everything = Broken(bad=dict.fromkeys(range(45), ""))
+        _first_good(everything, world.small_variant(), index, world.config(1, skip_bad=0.9))
 
 
 def test_budgets_that_are_advised_are_enough_and_taken():
