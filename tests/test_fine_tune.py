@@ -322,6 +322,20 @@ def test_what_follows_from_the_data_is_chosen_and_said_and_what_is_set_wins(base
     assert open_model(tmp_path / "model").record["weights"]["reinit"] == tuned.record["weights"]["reinit"]
 
 
+def test_the_adapter_of_the_robot_is_taken_and_what_is_set_of_it_stays(tmp_path, capsys):
+    pytest.importorskip("vla_robot_libero")
+    cameras = ("image", "wrist_image")
+    data = world.write(tmp_path / "libero", episodes=2, frames=6, dims=(8, 7), cameras=cameras, robot="libero")
+    words = ["build", "--head", "flow", "--tokenizer", "paligemma", "--preset", "tiny", "--for", data]
+    assert say(*words, "--out", tmp_path / "a") == 0 and "robot adapter: libero" in capsys.readouterr().err
+    made = vla.read_variant(tmp_path / "a")
+    assert (made.robot.part.name, made.spec.state_dim, made.spec.action_dim) == ("libero", 8, 7)
+    mine = ["--robot", "plain", "--set", 'robot.cameras=["front=image"]']
+    assert say(*words, *mine, "--set", 'spec.cameras=["front"]', "--out", tmp_path / "b") == 0
+    made = vla.read_variant(tmp_path / "b")
+    assert made.robot.settings.cameras == ("front=image",) and made.spec.cameras == ("front",)
+
+
 def test_cameras_find_their_places_by_name():
     from vla.training.for_data import camera_pairs
 

@@ -15,7 +15,6 @@ from attrs import frozen
 from vla.compose import Variant, build
 from vla.errors import SettingsError
 from vla.refit import stems_between
-from vla.registry import listed
 from vla.settings import to_toml
 from vla.training.config import TrainConfig
 
@@ -50,19 +49,16 @@ def choices(dataset: Any, variant: Variant, given: Collection[str] = (), trained
         given: paths that the user has set; they and what they decide stay.
         trained: it has weights: widths change only where the data is wider, the horizon and the cameras' names stay.
     """
-    info, spec = dataset.info, variant.spec
+    info, spec, robot = dataset.info, variant.spec, variant.robot
     found = []
-    robot = variant.robot
-    if robot.part.name == "plain" and not any(path.partition(".")[0] == "robot" for path in given):
-        names = {item.name for item in listed("robot")} - {"plain"}
-        if info.robot in names:
-            found.append(Choice("robot", info.robot, "the data was recorded on it"))
-            robot = build(base=variant, robot=info.robot).robot
     for key, what in (("state_dim", "states"), ("action_dim", "actions")):
         width = robot.offers.get(key) or getattr(info, key)
         if width > getattr(spec, key) or (not trained and width != getattr(spec, key)):
             found.append(Choice(f"spec.{key}", width, f"the data's {what} have {width} values"))
-    if robot.part.name == "plain":
+    mine = dict.fromkeys(robot.offers.get("cameras", ()))
+    if "robot.cameras" in given and not trained and mine and tuple(mine) != spec.cameras:
+        found.append(Choice("spec.cameras", tuple(mine), "those that robot.cameras names"))
+    elif "robot.cameras" not in given and robot.part.name == "plain" and info.cameras:
         found += _camera_choices(list(info.cameras), spec.cameras, trained)
     if not trained and info.hz:
         steps, why = _horizon(info.hz, [len(e) for e in dataset.episodes])
@@ -84,13 +80,18 @@ def fitted(
         given, trained: as for `choices`.
         reinit: weights that are made anew anyway.
     """
+    from vla.training.prepare import for_robot_of
+
     note(facts(dataset))
+    before = variant
+    if "robot" not in given:
+        variant = for_robot_of(variant, dataset, lambda text: note(f"  {text}"))
     made = choices(dataset, variant, given, trained)
     for choice in made:
         note(f"  {choice}")
     sets = {choice.path: choice.value for choice in made}
     out = build(base=variant, set=sets, name=variant.name) if sets else variant
-    anew = tuple(stem for stem in stems_between(variant, out) if stem not in reinit) if trained else ()
+    anew = tuple(stem for stem in stems_between(before, out) if stem not in reinit) if trained else ()
     if anew:
         note(f"  --reinit {','.join(anew)}   (their shapes follow from the data)")
     return out, (*reinit, *anew)
