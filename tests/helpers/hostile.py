@@ -95,9 +95,6 @@ def _child(case: Case, place: Path, room: Path, note: Path) -> None:
     touched: list[str] = []
     try:
         os.setsid()
-        started = resource.getrusage(resource.RUSAGE_SELF)
-        used = int(started.ru_utime + started.ru_stime)
-        resource.setrlimit(resource.RLIMIT_CPU, (used + 3 * CPU_SECONDS, used + 3 * CPU_SECONDS))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         size, here = (int(word) * 4096 for word in Path("/proc/self/statm").read_text().split()[:2])
         resource.setrlimit(resource.RLIMIT_AS, (size + 4 * MEMORY, size + 4 * MEMORY))
@@ -105,6 +102,7 @@ def _child(case: Case, place: Path, room: Path, note: Path) -> None:
         note.write_text('{"began": true}')
         case.bend(place)
         began = _cpu()
+        resource.setrlimit(resource.RLIMIT_CPU, (int(began) + 3 * CPU_SECONDS,) * 2)
         _watch(touched, room)
         outcome, said = _act(case, place)
         seconds = _cpu() - began

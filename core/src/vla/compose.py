@@ -368,13 +368,25 @@ def load_object(where: str, what: str = "") -> Any:
             raise PartError(
                 f"the code{owner} is not where the part says", field=where, got=f"no module {missing!r}"
             ) from error
-        fix = f"pip install {missing.partition('.')[0]}"
+        fix = _install(missing.partition(".")[0], what)
         raise PartError(f"the code{owner} needs {missing!r}, which is not installed", field=where, fix=fix) from error
     for name in attribute.split(".") if attribute else ():
         if not hasattr(thing, name):
             raise PartError(f"the code{owner} is not where the part says", field=where, got=f"{module} has no {name!r}")
         thing = getattr(thing, name)
     return thing
+
+
+def _install(module: str, what: str) -> str:
+    """How to get a module; only distributions that vla knows are named."""
+    known = {"torch": "torch", "jax": "jax", "flax": "flax", "optax": "optax", "transformers": "transformers"}
+    known |= {"av": "av", "pyarrow": "pyarrow", "PIL": "pillow", "mujoco": "mujoco", "gymnasium": "gymnasium"}
+    if module in known:
+        return f"pip install {known[module]}"
+    ours = module.replace("_", "-")
+    if ours in {dist for names in registry.known_parts().values() for dist in names.values()}:
+        return registry.install_line(ours)
+    return f"vla does not know which package brings {module!r}: see the documentation of {what or 'the plugin'}"
 
 
 def renamed(variant: Variant, name: str) -> Variant:
