@@ -1,7 +1,7 @@
 """Hostile inputs by kind: `python benchmarks/bench_hostile.py [EVERY]` runs the corpus of the suite and prints a table.
 
-The corpus is `tests/helpers/hostile_corpus.py`; each input is opened in a forked child with limits. Also times the search
-for suggestions when 60 more packages are installed.
+The corpus is `tests/helpers/hostile_corpus.py`; each input is opened in a forked child with limits. Before it, the time
+of the search for suggestions when 60 more packages are installed.
 """
 
 import contextlib
