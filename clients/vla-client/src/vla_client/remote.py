@@ -72,7 +72,8 @@ class RemotePolicy:
         self.max_frame, self.ssl = max_frame, ssl
         self.metadata: dict[str, Any] = {}
         self.connections = 0  # how often the server was reached
-        self._key, self._ws = api_key, None  # type: Optional[str], Optional[ClientConnection]
+        self._key = api_key
+        self._ws: ClientConnection | None = None
         self._wait, self._not_before = FIRST_WAIT, 0.0
         self._why: Exception | None = None  # what the last attempt met
         self._others: list[RemotePolicy] = []
