@@ -284,11 +284,12 @@ class _Run:
             raise
         self.tell("end", {"step": step, "interrupted": interrupted})
         if self.save_failure is not None:
+            way = getattr(self.save_failure, "fix", "") or str(self.save_failure)
             raise StoreError(
                 "the last checkpoint could not be written, and the newest is older",
                 field=str(checkpoints.checkpoint_folder(self.out, step)),
                 got=f"newest: {self.saved or 'none'}" + (f"; the model is in {model}" if model else ""),
-                fix=f"{self.save_failure}\n  then go on with --resume" if self.saved else str(self.save_failure),
+                fix=f"{way}; then go on with --resume" if self.saved else way,
             ) from self.save_failure
         number = stop[0] if stop else None
         return TrainResult(self.out, step, interrupted, model, self.saved, dict(self.last), number, self.rank == 0)
