@@ -207,6 +207,18 @@ def test_a_file_that_is_read_and_not_listed_is_refused(tmp_path):
         (folder / name).unlink()
 
 
+def test_a_fitted_tokenizer_is_read_as_it_was_written(tmp_path):
+    from vla.codecs import read_codec, write_codec
+
+    with files.atomic_folder(tmp_path / "codec", "tokenizer") as temp:
+        write_codec(temp, "toy", {"scale": 10}, {"table": np.arange(3)})
+    assert read_codec(tmp_path / "codec", "toy")[0]["scale"] == 10
+    file = tmp_path / "codec" / "codec.json"
+    file.write_text(file.read_text().replace("10", "11"))
+    with pytest.raises(StoreError, match=r"some of its bytes changed[\s\S]*codec.json"):
+        read_codec(tmp_path / "codec", "toy")
+
+
 # ---- where a path is taken ------------------------------------------------------------------------------------------
 
 

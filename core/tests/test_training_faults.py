@@ -214,6 +214,14 @@ def test_a_users_file_in_an_old_checkpoint_keeps_it(tmp_path, capsys):
     assert aside.read_text() == "mine" and checkpoints.checkpoint_steps(tmp_path) == [2]
 
 
+def test_a_run_does_not_store_itself_through_a_link(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(StoreError, match="a symbolic link"):
+        run(tmp_path / "run", world.config(2))
+    assert not (tmp_path / "elsewhere.json").exists()
+
+
 @pytest.mark.parametrize("name", [FILE, ".lock"])
 def test_a_runs_own_files_are_not_opened_through_links_nor_over_others(tmp_path, name):
     mine = tmp_path / "thesis.tex"

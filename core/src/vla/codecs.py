@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from vla.errors import DataError, SettingsError, StoreError
+from vla.manifest import MANIFEST, verify_folder
 from vla.reading import read_json, read_npz, reading
 
 CODEC_FILE, ARRAYS_FILE = "codec.json", "codec.npz"
@@ -143,6 +144,8 @@ def read_codec(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, np.nd
         StoreError: they are damaged or not there.
     """
     file = folder / CODEC_FILE
+    if (folder / MANIFEST).is_file():  # of `vla tokenizer fit`; what is in a model is in the model's manifest
+        verify_folder(folder, (CODEC_FILE, ARRAYS_FILE))
     facts = read_json(file, "a stored codec cannot be read")
     with reading("a stored codec cannot be read", file, fix="fit it again"):
         version, stored = facts["vla_codec"], facts["kind"]

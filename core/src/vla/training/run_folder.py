@@ -8,16 +8,17 @@ model/            at the end: the model directory; with LoRA also adapter/
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vla import store
 from vla.compose import variant_from_toml
-from vla.files import refuse_taken, remove_folder
+from vla.files import open_own, refuse_taken, remove_folder
 from vla.manifest import strange
 from vla.refit import differences
-from vla.runs import MODEL
+from vla.runs import MODEL, RUN
 from vla.training import checkpoints, lora
 from vla.training.config import TrainConfig, TrainingError, changes
 from vla.training.metrics import FILE, check_metrics
@@ -30,6 +31,8 @@ def check_folder(out: Path, resume: bool, overwrite: bool, config: TrainConfig) 
     steps = checkpoints.checkpoint_steps(out)
     refuse_taken(out / MODEL, store.KIND, True)
     check_metrics(out / FILE)
+    if os.path.lexists(out / RUN):
+        open_own(out / RUN).close()  # through a link we would write elsewhere
     read_run(out)  # refuses a file of that name that is not ours
     if config.lora.rank:
         refuse_taken(out / lora.FOLDER, lora.KIND, True)
