@@ -18,7 +18,7 @@ import vla
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md") if p.name not in ("architecture.md", "reference.md"))
-OURS = [p for p in PAGES if p.parent.name == "parts" or p.stem in ("publish-a-head", "python-api", "hugging-face", "recorded-data")]
+OURS = [p for p in PAGES if p.parent.name == "parts" or p.stem in ("publish-a-head", "python-api", "rtc", "hugging-face", "recorded-data", "rtc")]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 PIP = """

@@ -153,3 +153,94 @@ def test_tokens_are_forced_and_the_grammar_is_kept(framework):
     chunks = [[tokenizer.decode(row, 4, 3) for row in tokens] for tokens in (free, held)]
     close(chunks[1][0][:2], np.full((2, 3), 0.5), 0.02, scale=1)
     assert np.array_equal(held[1], free[1]) and not np.array_equal(held[0], free[0])
+
+
+def small_policy(head="flow", tokenizer="paligemma", **record):
+    from vla.policy import untrained
+    from vla.tokenizer import open_tokenizer
+    from vla.transforms.stats import Stats
+
+    sets = {**MICRO, "spec.action_horizon": 8, "robot.state_dim": 4, "robot.action_dim": 3}
+    variant = vla.build(head=head, tokenizer=tokenizer, preset="tiny", set=sets)
+    rng = np.random.default_rng(0)
+    scale = {key: rng.uniform(1, 3, n) for key, n in (("state", 4), ("actions", 3))}
+    stats = {key: Stats(s, s, -2 * s, 3 * s) for key, s in scale.items()}
+    made = open_tokenizer(variant.parts["tokenizer"], variant.spec)
+    policy = untrained(variant, stats, made.fit(rng.uniform(-1, 1, (9, 8, 3))) if made.codec else made)
+    policy.model = evolve(policy.model, record=record)
+    torch.manual_seed(0)
+    with torch.no_grad():  # fresh gates are closed, so that no action would look at another
+        for p in policy.runner.model.parameters():
+            p.add_(torch.randn_like(p) * 0.05)
+    return policy
+
+
+def seen(seed=0):
+    rng = np.random.default_rng(seed)
+    images = {"base_0_rgb": rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)}
+    return {"images": images, "state": rng.uniform(-1, 1, 4).astype(np.float32), "prompt": "go"}
+
+
+def test_a_policy_goes_on_from_a_prefix_in_the_robots_units():
+    policy = small_policy()
+    rest = policy.infer(seen(), seed=1)["actions"][2:]
+    rows, seeds = [seen(1), seen(2)], [5, 6]
+    plain = [a["actions"] for a in policy.infer_batch(rows, seeds=seeds)]
+    found = [
+        a["actions"] for a in policy.infer_batch(rows, seeds=seeds, prefixes=[rest, None], delays=[3, 0], rtc="inpaint")
+    ]
+    close(found[0][:3], rest[:3], 1e-5)
+    assert relative(found[0][3:], plain[0][3:]) > 1e-3 and relative(found[1], plain[1]) < 1e-5
+    best = policy.infer(seen(1), seed=5, prefix=rest, delay=3)["actions"]
+    told = policy.infer(seen(1), seed=5, prefix=rest, delay=3, rtc="guided")["actions"]
+    assert np.array_equal(best, told), "the best that a model can do which was not trained for it"
+
+
+def test_the_trained_mode_goes_by_the_record():
+    policy = small_policy(config={"rtc": {"max_delay": 2}})
+    rest = policy.infer(seen(), seed=1)["actions"][2:]
+    best, told = (policy.infer(seen(1), seed=5, prefix=rest, delay=2, rtc=m)["actions"] for m in ("", "trained"))
+    assert np.array_equal(best, told) and relative(best[:2], rest[:2]) < 1e-5
+    with pytest.raises(vla.VlaError, match="at most 2 steps"):
+        policy.infer(seen(1), prefix=rest, delay=3, rtc="trained")
+    assert np.isfinite(policy.infer(seen(1), seed=5, prefix=rest, delay=3)["actions"]).all()  # guided
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ("rtc", {"rtc": "trained"}),
+        ("rtc", {"rtc": "magic"}),
+        ("only 1 are left", {"delay": 2, "prefix": np.zeros((1, 3))}),
+        ("delay", {"delay": -1}),
+        ("prefix", {"prefix": np.zeros((4, 7))}),
+        ("prefix", {"prefix": np.full((4, 3), np.nan)}),
+    ],
+)
+def test_what_cannot_be_gone_on_from_is_refused(words, options):
+    policy = small_policy()
+    with pytest.raises(vla.VlaError, match=words):
+        policy.infer(seen(), **{"prefix": np.zeros((4, 3)), "delay": 1, **options})
+
+
+def test_a_token_policy_forces_the_tokens_of_the_first_steps():
+    policy = small_policy("ar", "binning")
+    rest = policy.infer(seen(), seed=1)["actions"][2:]
+    found = policy.infer(seen(1), seed=5, prefix=rest, delay=3)["actions"]
+    close(found[:3], rest[:3], 0.02)
+    with pytest.raises(vla.VlaError, match="whole chunks"):
+        small_policy("ar", "fast").infer(seen(), prefix=rest, delay=1)
+
+
+def test_training_for_it_needs_a_head_that_can():
+    from vla.training.config import Rtc, TrainConfig
+    from vla.training.prepare import check_rtc
+
+    flow = vla.build(preset="tiny")
+    check_rtc(flow, TrainConfig(rtc=Rtc(4)))
+    with pytest.raises(vla.VlaError, match="action_horizon"):
+        check_rtc(flow, TrainConfig(rtc=Rtc(flow.spec.action_horizon)))
+    with pytest.raises(vla.VlaError, match="head 'ar'"):
+        check_rtc(vla.build(head="ar", tokenizer="binning", preset="tiny"), TrainConfig(rtc=Rtc(2)))
+    with pytest.raises(vla.VlaError, match="not negative"):
+        Rtc(-1)
