@@ -222,12 +222,15 @@ def whole(values: np.ndarray, where: str) -> np.ndarray:
     """
     if values.dtype.kind in "iu":
         return values.astype(np.int64)
+    first, real = values[:1].tolist(), values.dtype.kind == "f"
+    values = values.astype(np.float64)  # a half would overflow below
     with np.errstate(invalid="ignore"):
-        odd = ~(np.floor(values) == values) | ~(np.abs(values) < 2**53) if values.dtype.kind == "f" else None
+        odd = ~(np.floor(values) == values) | ~(np.abs(values) < 2**53) if real else None
     if odd is None or odd.any():
         row = 0 if odd is None else int(np.argmax(odd))
         raise DataError(
-            "an index is not a whole number", field=f"{where} in row {row}", got=values[row] if len(values) else "",
+            "an index is not a whole number", field=f"{where} in row {row}",
+            got=first[0] if odd is None and first else float(values[row]),
             fix="repair the column, or drop this episode",
         )  # fmt: skip
     return values.astype(np.int64)
