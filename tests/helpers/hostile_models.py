@@ -238,7 +238,7 @@ def structures() -> Iterator[Case]:
         "an image of a million": "vla = 1\n[spec]\nimage_size = [1000000, 1000000]\n",
         "an image of one": "vla = 1\n[spec]\nimage_size = [1, 1]\n",
         "an image of three": "vla = 1\n[spec]\nimage_size = [32, 32, 32]\n",
-        "the largest that is allowed": "vla = 1\n[backbone.llm]\ndepth = 512\nwidth = 65536\n[backbone.vision]\ndepth = 256\n",
+        "the largest that is allowed": "vla = 1\n[backbone.llm]\ndepth = 256\nwidth = 65536\n[backbone.vision]\ndepth = 128\n",
     }
     for name, text in texts.items():
         for act in (use, verb("show", "IT")):

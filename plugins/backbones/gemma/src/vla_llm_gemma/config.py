@@ -13,7 +13,7 @@ class Settings:
     """Sizes of the backbone's expert; the defaults are gemma_2b. Other experts share depth, heads and head_dim."""
 
     width: int = size(2048, most=65_536)
-    depth: int = size(18, most=512)
+    depth: int = size(18, most=256)
     mlp_dim: int = size(16_384, most=524_288)
     num_heads: int = size(8, most=512)
     num_kv_heads: int = size(1, most=512)

@@ -33,7 +33,7 @@ NOT_KEPT = (
 MOST_BYTES = 1 << 20
 # The ceilings of `gemma`.
 MOST = {
-    "hidden_size": 65_536, "num_hidden_layers": 512, "num_attention_heads": 512, "vocab_size": 4_194_304,
+    "hidden_size": 65_536, "num_hidden_layers": 256, "num_attention_heads": 512, "vocab_size": 4_194_304,
     "intermediate_size": 524_288,
 }  # fmt: skip
 

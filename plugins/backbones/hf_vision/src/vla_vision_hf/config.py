@@ -30,7 +30,7 @@ NOT_KEPT = (
 )
 MOST_BYTES = 1 << 20
 # The ceilings of `siglip`.
-MOST = {"hidden_size": 16_384, "num_hidden_layers": 256, "num_attention_heads": 256, "patch_size": 256}
+MOST = {"hidden_size": 16_384, "num_hidden_layers": 128, "num_attention_heads": 256, "patch_size": 256}
 
 
 @frozen

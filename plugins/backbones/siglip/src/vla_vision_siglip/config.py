@@ -31,7 +31,7 @@ class Settings:
     """A SigLIP encoder; the defaults are So400m/14, as in PaliGemma."""
 
     width: int = size(1152, most=16_384)
-    depth: int = size(27, most=256)
+    depth: int = size(27, most=128)
     mlp_dim: int = size(4304, most=131_072)
     num_heads: int = size(16, most=256)
     patch_size: int = size(14, most=256)

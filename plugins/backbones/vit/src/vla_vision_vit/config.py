@@ -13,7 +13,7 @@ class Settings:
     """A ViT; the defaults are ViT-B/16."""
 
     width: int = size(768, most=16_384)
-    depth: int = size(12, most=256)
+    depth: int = size(12, most=128)
     mlp_dim: int = size(3072, most=131_072)
     num_heads: int = size(12, most=256)
     patch_size: int = size(16, most=256)
