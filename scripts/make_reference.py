@@ -37,7 +37,7 @@ def reference() -> str:
         "## vla",
         "",
     ]
-    for name in vla.__all__:
+    for name in ["__version__", *vla._PUBLIC]:
         if name != "__version__":
             thing = getattr(vla, name)
             out += [f"- `vla.{name}`: `{thing.__module__}.{name}`. {first_line(thing)}"]
