@@ -318,6 +318,10 @@ def test_what_follows_from_the_data_is_chosen_and_said_and_what_is_set_wins(base
     assert tuned.variant.spec.action_dim == 11 and tuned.variant.spec.state_dim == 9
     assert tuned.variant.robot.settings.cameras == ("base_0_rgb=top", "left_wrist_0_rgb=wrist_right")
     assert len(tuned.record["weights"]["reinit"]) == 3
+    # Another robot was allowed, another plan was not.
+    assert say("train", "--out", tmp_path / "tuned", "--resume", "--steps", "2", "--lr", "0.5") == 2
+    assert "lr: " in capsys.readouterr().err
+    assert say("train", "--out", tmp_path / "tuned", "--resume", "--steps", "2") == 0
     assert say("build", "--base", base, "--init", base, "--for", other, "--out", tmp_path / "model") == 0
     assert open_model(tmp_path / "model").record["weights"]["reinit"] == tuned.record["weights"]["reinit"]
 

@@ -95,7 +95,7 @@ def train(
     if saved is not None:
         model, data = saved.model() if model is None else model, saved.data if data is None else data
         config, typed = config or saved.train_config(), {**saved.typed, **(typed or {})}
-        allow_change, yes_random = allow_change or saved.allow_change, yes_random or saved.yes_random
+        yes_random = yes_random or saved.yes_random
     if model is None or not data:
         lacking = "model" if model is None else "data"
         fix = "the run in this folder does not store it: give it again" if resume else "give it"
@@ -123,7 +123,9 @@ def train(
         found = checkpoints.load_checkpoint(out, resume_step)
     config = config.planned(found.state["config"] if found else None)
     where = found.folder if found else None
-    prepared = prepare(model, data, config, stats, notes.append, where, allow_change, yes_random)
+    # That the robot may differ is allowed once; that a run goes on otherwise than it began, each time anew.
+    other_robot = allow_change or (saved is not None and saved.allow_change)
+    prepared = prepare(model, data, config, stats, notes.append, where, other_robot, yes_random)
     if found is not None:
         check_same_run(found, config, prepared, allow_change)
     engine = _engine(prepared, config, world)
@@ -134,7 +136,7 @@ def train(
     with checkpoints.run_lock(out) if rank == 0 else _nothing():
         if rank == 0:
             notes += clear(out, found)
-            save_run(out, _saved(model, prepared, config, stats, saved, yes_random, allow_change, typed))
+            save_run(out, _saved(model, prepared, config, stats, saved, yes_random, other_robot, typed))
         result = _Run(out, config, prepared, engine, found, listeners, notes, rank, world).go()
     engine.close()
     return result
