@@ -151,6 +151,7 @@ def test_decoding_with_packed_projections_sees_the_adapters(framework):
     pytest.importorskip("vla_llm_gemma_fast")
     pytest.importorskip("vla_head_ar")
     from vla.contracts import DecodeGrammar
+    from vla.transforms import batch
 
     sets = {k: v for k, v in world.SHAPES.items() if not k.startswith("head.")}
     variant = build(type="pi0_fast", preset="tiny", set=sets)
@@ -164,7 +165,7 @@ def test_decoding_with_packed_projections_sees_the_adapters(framework):
     engine.load_state(state)
     alone = kind(variant, TrainConfig(ema_decay=0), lora.merged(engine.weights(), engine.adapters))
     made = world.prepared(config, variant=variant)
-    obs = made.batch([world.Group.inputs(made.dataset.sample(i, 3)) for i in range(4)])[0]
+    obs = batch([world.Group.inputs(made.dataset.sample(i, 3)) for i in range(4)], variant.spec)[0]
     ids = np.arange(100, 140)
     grammar = DecodeGrammar((), ids, np.ones(len(ids), int), 12, (1,))
     one, two = (e.sample(obs, None, Sampling(grammar=grammar))["tokens"] for e in (alone, engine))
