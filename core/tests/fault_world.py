@@ -150,7 +150,7 @@ def of_a_run(framework: str) -> list[Operation]:
     prepared = world.prepared(config)
     engine = loop._engine(prepared, config, 1)
     samples = Samples(prepared.dataset, prepared.group.inputs, prepared.variant.spec.action_horizon, 0)
-    loader = Loader(samples, prepared.train_index, prepared.variant, config, prepared.collate)
+    loader = Loader(samples, prepared.train_index, prepared.variant, config)
     states, weights = {}, {}
     for batch in loader.stream(0, 3):
         engine.step(batch.micro, 1e-3, 0.9)
