@@ -65,6 +65,12 @@ def style_rows(model: Any, cond: Any) -> Any:
     return llm.style_at(llm.styles("action", cond), 1), llm.styles("action", cond[1:2])
 
 
+def style_tokens(model: Any, cond: Any, rows: Any) -> Any:
+    """The styles of a row of the condition for every token, and those of a condition that has a row for every token."""
+    llm = model.backbone.llm
+    return llm.style_at(llm.styles("action", cond), rows), llm.styles("action", cond[rows])
+
+
 class LlmConformance(ModelChecks):
     """An LLM core: embeddings, masked attention, prefix cache and what it offers, in every framework it declares."""
 
@@ -178,6 +184,16 @@ class LlmConformance(ModelChecks):
         cut, alone = self.run(framework, style_rows, cond)
         for a, b in zip(cut, alone, strict=True):
             close(a, b, 1e-5, "styles of one row")
+
+    def test_styles_can_differ_by_token(self, framework: str) -> None:
+        """`adarms`: a row of the condition for every token, as in chunks that go on from given steps."""
+        if not self.chosen.offers["adarms"] or "action" not in self.variant.experts():
+            pytest.skip("the part does not offer adaRMS")
+        width = self.variant.experts()["action"].width
+        cond = np.random.default_rng(0).standard_normal((3, width)).astype(np.float32)
+        cut, alone = self.run(framework, style_tokens, cond, np.array([[2, 0], [1, 1]]))
+        for a, b in zip(cut, alone, strict=True):
+            close(a, b, 1e-5, "styles of every token")
 
     def test_recomputing_changes_no_gradient(self, framework: str) -> None:
         """`checkpointing = True` trades time for memory, and nothing else."""
