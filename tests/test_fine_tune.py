@@ -178,6 +178,7 @@ def test_a_run_goes_on_with_its_folder_alone(base, data, tmp_path, capsys):
     assert "no record of a run" in capsys.readouterr().err and "mine" in (tmp_path / "mine" / "run.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_its_base_and_with_lora_opens_at_any_step(base, data, tmp_path, capsys):
     pytest.importorskip("jax")
     mine, out = shutil.copytree(base / "model", tmp_path / "mine"), tmp_path / "run"
