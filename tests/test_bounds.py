@@ -11,6 +11,7 @@ from vla.contracts import Spec
 from vla.errors import SettingsError, VlaError
 from vla.parts import GROUPS
 from vla.settings import Between, choices, fields_of, structure
+from vla.training.config import config_from
 
 TRIED = (0, -1, -(2**31), 2**31, 2**40, 2**63, 10**30, 1e300, -1e300, math.nan, math.inf)
 
@@ -114,3 +115,12 @@ def test_sizes_that_do_not_go_together_say_why(change, says):
 def test_the_kit_shows_the_bounds():
     assert str(Between(1, 4096)) == "1 to 4,096"
     assert fields_dict(Spec)["state_dim"].validator.high >= 4096
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "accumulate", "prefetch", "workers", "val_batches"])
+def test_what_a_run_starts_and_allocates_is_bounded(name):
+    for value in (10**12, 2**63, -1):
+        with pytest.raises(SettingsError, match=f"train.{name}"):
+            config_from({name: value})
+    with pytest.raises(SettingsError, match=r"train\.lora\.rank"):
+        config_from({"lora": {"rank": 10**9}})

@@ -1,7 +1,5 @@
 """A plugin that does what no plugin should costs nobody but itself: in list, fits, doctor and build."""
 
-import enum
-import time
 from pathlib import Path
 
 import pytest
@@ -10,8 +8,7 @@ from vla import compose, registry
 from vla.cli import main
 from vla.errors import PartError, SettingsError, VlaError
 from vla.fitting import MisfitError
-from vla.parts import Part
-from vla.settings import structure, to_toml
+from vla.settings import to_toml
 
 TOYS = {"backbone": "toybone", "tokenizer": "toycodec", "head": "toyboth"}
 HEAD = "from attrs import frozen, field\nfrom vla.parts import *\nfrom vla.parts import Need\n"
@@ -92,7 +89,6 @@ def test_the_doctor_names_it(world, what, capsys):
 
 
 def test_ctrl_c_while_a_plugin_is_imported_is_heard(world):
-    import os
     import signal
 
     world.add("acme-slow", {"vla.heads": {"slow": "acme_slow:PART"}}, {
@@ -101,7 +97,6 @@ def test_ctrl_c_while_a_plugin_is_imported_is_heard(world):
     with pytest.raises(KeyboardInterrupt):
         registry.find("head", "slow").load()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert os.getpid()
 
 
 def test_a_broken_plugin_is_imported_once(world):
@@ -147,11 +142,6 @@ def test_sixty_more_packages_and_a_misfit(world):
     finally:
         fitting._fits = real
     assert len(calls) < 4 * fitting.MOST_TRIES
-    assert time.monotonic() > 0
-
-
-class Colour(enum.Enum):
-    RED, BLUE = "red", "blue"
 
 
 RICH = """
@@ -222,7 +212,6 @@ def test_control_characters_are_spelled_out():
     assert tomllib.loads(text) == {"a": "\x1b[31m\x9b\u202e\x7f", "b": "ä 😀"}
     error = SettingsError("a\x1b[31mb", field="\u202e", got="\x07", expected="\x9b", fix="\r")
     assert all(c.isprintable() or c == "\n" for c in str(error))
-    assert structure and Part
 
 
 def test_install_advice_names_what_vla_knows(world):

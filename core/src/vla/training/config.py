@@ -14,6 +14,12 @@ from attrs import asdict, evolve, frozen
 from vla.errors import SettingsError, VlaError
 from vla.settings import structure
 
+MOST_RANK = 65_536
+# Ceilings of what a run allocates or starts.
+MOST = {
+    "steps": 10**9, "batch_size": 1 << 20, "accumulate": 1 << 16, "prefetch": 4096, "workers": 256,
+    "val_batches": 10**6,
+}  # fmt: skip
 SCHEDULES = ("cosine", "rsqrt", "constant")
 # Fields that do not change what is learned: a run may be resumed with other values.
 FREE = (
@@ -59,10 +65,10 @@ class Lora:
                 fix = f"add --lora.rank 16, or take the others away: {' '.join(away)}"
                 raise SettingsError("LoRA settings without a rank", field="train.lora.rank", fix=fix)
             return
-        if self.rank < 1:
+        if not 1 <= self.rank <= MOST_RANK:
             fix = "for no LoRA leave it out"
             raise SettingsError(
-                "a rank is at least 1", field="train.lora.rank", got=self.rank, expected=">= 1", fix=fix
+                "a rank is at least 1", field="train.lora.rank", got=self.rank, expected=f"1 to {MOST_RANK:,}", fix=fix
             )
         if self.alpha is not None and not self.alpha > 0:
             raise SettingsError("alpha is positive", field="train.lora.alpha", got=self.alpha, expected="> 0")
@@ -216,6 +222,11 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise SettingsError(
                     "must be at least 1", field=f"train.{name}", got=getattr(self, name), expected=">= 1"
+                )
+        for name, most in MOST.items():  # a recipe comes from anybody
+            if getattr(self, name) > most:
+                raise SettingsError(
+                    "larger than any run", field=f"train.{name}", got=getattr(self, name), expected=f"<= {most:,}"
                 )
         not_negative = (
             *("val_episodes", "val_every", "keep_every", "workers", "clip", "weight_decay", "eps", "cache_gb"),
