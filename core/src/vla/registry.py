@@ -22,7 +22,7 @@ from attrs import frozen
 from vla.contracts import Sampling
 from vla.errors import PartError, SettingsError, VlaError
 from vla.parts import CONTRACTS, GROUPS, MODEL_TYPES_GROUP, NEWS, ModelType, Part
-from vla.settings import fields_of, type_faults
+from vla.settings import fields_of
 
 CORE = "vla-core"
 HOOKS_GROUP = "vla.hooks"
@@ -408,7 +408,6 @@ def part_faults(part: Part, dist: str = "it") -> Iterator[str]:
     except SettingsError as error:
         yield error.what
         return
-    yield from type_faults(fields)
     if missing := [name for name, a in fields.items() if a.default is attrs.NOTHING]:
         yield f"its setting {missing[0]!r} has no default"
     if part.sampling is not None:

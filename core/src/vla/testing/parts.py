@@ -19,7 +19,7 @@ from vla import registry
 from vla.compose import Variant, load_object, resolve, variant_from_toml
 from vla.errors import PartError, SettingsError
 from vla.parts import CONTRACTS, TESTS, TOP_SLOTS, Part
-from vla.settings import describe, fields_of, structure, to_toml
+from vla.settings import describe, fields_of, structure, to_toml, type_faults
 from vla.testing import plugin
 from vla.testing.frameworks import NEEDS, installed
 from vla.testing.partners import needs_everywhere, stand_in, variations
@@ -188,6 +188,7 @@ class PartConformance:
 
     def test_settings_survive_a_file(self) -> None:
         cls = self.part.settings
+        assert not (odd := list(type_faults(fields_of(cls)))), odd[0]
         for values in ({}, *self.part.presets.values()):
             settings = structure(cls, values, self.kind)
             text = to_toml({name: getattr(settings, name) for name in fields_of(cls)})
