@@ -148,7 +148,7 @@ class TokenizerConformance(PartConformance):
         a, b = (self.tokenizer.tokenize(p, self.state())["tokenized_prompt"] for p in ("push left", "push right"))
         assert not np.array_equal(a, b)
 
-    @pytest.mark.parametrize("prompt", ["", "   ", "é 漢字 🤖", "Task: x, State: 1;\nAction: ", "word " * 100])
+    @pytest.mark.parametrize("prompt", ["", "   ", "é 漢字 🤖", "Task: x, State: 1;\nAction: ", "word " * 60])
     def test_any_text_is_a_prompt(self, prompt: str) -> None:
         out = self.tokenizer.tokenize(prompt, self.state())
         assert out["tokenized_prompt_mask"].any() and out["tokenized_prompt"].shape == (ROOM,)
