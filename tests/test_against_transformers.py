@@ -39,7 +39,7 @@ def pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp("paligemma")
     theirs.save_pretrained(folder, max_shard_size="100KB")
     sizes = [f"backbone.vision.{k}={v}" for k, v in VISION.items()] + [f"backbone.llm.{k}={v}" for k, v in TEXT.items()]
-    spec = ("spec.image_size=[56,56]", 'spec.cameras=["base"]', "spec.max_token_len=14")
+    spec = ("spec.image_size=[56,56]", 'spec.cameras=["base"]', "spec.max_token_len=64")
     tokenizer = ("tokenizer.text.vocab_size=512", "tokenizer.skip=0")
     variant = build(head="ar", tokenizer="binning", backbone="paligemma", set=(*sizes, *spec, *tokenizer))
     start = read_paligemma(folder, variant)

@@ -90,7 +90,7 @@ def test_a_second_demo_reuses_the_demonstrations_and_replaces_the_report(demo, m
     folder = demo[0]
     monkeypatch.setenv("VLA_CACHE", str(folder.parent / "cache"))
     monkeypatch.setattr("vla.recording.record", lambda *a, **k: pytest.fail("demonstrations were recorded again"))
-    page = module.run(folder, {**module.QUICK, "steps": (2, 2), "episodes": 2})
+    page = module.run(folder, {**module.QUICK, "steps": 2, "episodes": 2})
     assert page.is_file() and "2 training steps" in page.read_text()
 
 

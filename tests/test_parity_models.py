@@ -30,7 +30,7 @@ TYPES = {
     "pi05": {"type": "pi05"},
     "pi0_fast": {"type": "pi0_fast"},
     "pi05_ki": {"type": "pi05_ki"},
-    "ar_binning": {"head": "ar", "tokenizer": "binning", "backbone": "paligemma"},
+    "ar_binning": {"head": "ar", "tokenizer": "binning", "backbone": "paligemma", "set": {"spec.max_token_len": 72}},
     "pi05_ki_three_draws": {"type": "pi05_ki", "set": {"head.actions.draws": 3}},
     "pi05_continuous_state": {"type": "pi05", "set": {"head.state": "continuous"}},
     "pi05_three_draws": {"type": "pi05", "set": {"head.draws": 3}},

@@ -16,7 +16,7 @@ from attrs import asdict, evolve, frozen
 
 from vla import registry
 from vla.contracts import Spec
-from vla.errors import PartError, SettingsError, StoreError
+from vla.errors import PartError, SettingsError, StoreError, VlaError
 from vla.layout import Layout
 from vla.model_types import find_type
 from vla.parts import TESTS, TOP_SLOTS, Expert, Need, Part
@@ -70,7 +70,10 @@ class Chosen:
             raise self._fails("offers", f"a {type(offers).__name__}, not a mapping of facets")
         if self.part.layout is None:
             return offers
-        return {"backbone_sees_experts": self.layout().backbone_sees_experts, **offers}
+        try:
+            return {"backbone_sees_experts": self.layout().backbone_sees_experts, **offers}
+        except VlaError:  # heads that do not go together have no layout; who asks for it says so
+            return offers
 
     def _ask(self, what: str, function: Any, inner: Mapping[str, Any]) -> Any:
         """Run a plugin's function of (settings, inner). A `VlaError` passes; anything else names the plugin."""

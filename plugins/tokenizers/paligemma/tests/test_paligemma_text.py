@@ -80,7 +80,7 @@ def test_prompts_are_compact():
 def test_order_of_places(nowhere, monkeypatch):
     with pytest.raises(SettingsError) as e:
         SentencePieceText(searched())
-    for hint in ("model directory", VARIABLE, "openpi", "hf download google/paligemma", "--preset tiny"):
+    for hint in ("model directory", VARIABLE, "openpi", "hf download google/paligemma", "tokenizer.preset=tiny"):
         assert hint in str(e.value)
     hub = put(nowhere / "hf/hub/models--google--paligemma-3b-pt-224/snapshots/abc" / MODEL_FILE)
     assert SentencePieceText(searched()).vocab_size == 4096
