@@ -141,6 +141,8 @@ MISTAKES = [
     "train --type pi0 TINY --data {arm} --out {new} ONE --freeze backbone.vision",
     "train --type pi0_fast TINY --data {arm} --out {new} ONE --set spec.max_token_len=20",
     "train --type pi0 TINY --data {arm} --out {new} ONE --stats base",
+    "train --type pi0 TINY --data {arm} --out {new} ONE --stats {none}",
+    "train {model} --recipe {recipe} --data {arm} --out {new} ONE",
 ]  # fmt: skip
 NAMES = {
     ("--data", "FOLDER"): "{arm}", ("--out", "FOLDER"): "{new}", ("--out", "DIR"): "{new}", "FOLDER": "{new}",
@@ -184,10 +186,13 @@ def typed(words, more, leave_out=False):
 def test_what_a_message_advises_works_when_typed(world, tmp_path, mistake, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     stats = tmp_path / "norm_stats.json"
+    # of a robot with a wider state than the model
+    (tmp_path / "aloha.toml").write_text('vla_recipe = 1\ntype = "pi0"\nrobot = "aloha"\n')
     stats.write_bytes((world / "run" / "model" / "norm_stats.json").read_bytes())
     places = {
         "arm": world / "arm", "wide": world / "wide", "top": world / "top", "model": world / "run" / "model",
         "run": world / "run", "new": tmp_path / "new", "file": stats,
+        "none": tmp_path / "none.json", "recipe": tmp_path / "aloha.toml",
     }  # fmt: skip
 
     def filled(words):

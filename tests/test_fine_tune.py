@@ -18,7 +18,7 @@ from vla.errors import StoreError  # noqa: E402
 from vla.runs import find_model  # noqa: E402
 from vla.store import open_model, read_weights  # noqa: E402
 from vla.testing.closeness import close  # noqa: E402
-from vla.training.checkpoints import checkpoint_folder  # noqa: E402
+from vla.training.checkpoints import checkpoint_folder, checkpoint_steps  # noqa: E402
 from vla.training.loop import train  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location("end_to_end", Path(__file__).parent / "test_train_end_to_end.py")
@@ -105,6 +105,34 @@ def test_heads_that_share_an_axis_are_told_apart(base, data, tmp_path, capsys):
     sets = ["--set", "backbone.llm.num_heads=4", "--set", "backbone.llm.head_dim=8"]
     assert say("train", base, "--data", data, "--out", tmp_path / "run", *QUICK, *sets) == 2
     assert "backbone.llm" in capsys.readouterr().err
+
+
+def test_overwrite_never_removes_the_model_that_it_starts_from(base, data, capsys):
+    for model in (base, base / "model", f"{base}@2"):
+        assert say("train", model, "--data", data, "--out", base, "--overwrite", *QUICK) == 2
+        said = capsys.readouterr().err
+        assert "would remove the model that training starts from" in said and "choose another --out" in said
+    assert (base / "model").is_dir() and checkpoint_steps(base) == [1, 2, 3]
+
+
+def test_reinit_without_weights_is_refused(base, tmp_path, capsys):
+    assert say("build", "--base", base, "--reinit", "head", "--out", tmp_path / "model") == 2
+    assert "add --init MODEL" in capsys.readouterr().err and not (tmp_path / "model").exists()
+
+
+def test_a_width_that_is_set_too_small_for_the_data_is_refused(data, capsys):
+    """What is set wins, but not over the data: and the way out is not the option that is there already."""
+    words = ["build", "--for", data, "--head", "flow", "--preset", "tiny"]
+    assert say(*words, "--set", "spec.action_dim=3") == 2
+    said = capsys.readouterr().err
+    assert "spec.action_dim" in said and ">= 5" in said and "--fit-data" not in said
+    assert say(*words, "--set", "spec.action_dim=5") == 0
+
+
+def test_a_wrong_setting_of_recorded_data_is_named(base, capsys):
+    assert say("sample", base, "--set", "data.nope=2") == 2
+    said = capsys.readouterr().err
+    assert "unknown setting" in said and "data.nope" in said and "--data DATA" not in said
 
 
 def test_build_with_weights_follows_the_same_rule(base, data, tmp_path, capsys):

@@ -107,7 +107,13 @@ def test_defaults_words_and_options():
     assert full["json"] and full["no_sizes"] and full["kind"] == "torch"
     assert call("w --no-json")["json"] is False
     assert call(["--", "--kind"])["first"] == "--kind"
-    assert call(["w", "--set=--x=1", "--set", ""])["set"] == ("--x=1", "")
+    assert call(["w", "--set=--x=1"])["set"] == ("--x=1",)
+
+
+@pytest.mark.parametrize("words", [[""], ["w", "--set", ""], ["w", "--out-dir="], ["w", "--tags", " "]])
+def test_an_empty_text_is_no_value(words):
+    """A variable of the shell that is not set; it used to count as an option that is left out."""
+    assert "an empty value" in refused(words) and "leave" in refused(words)
 
 
 def test_records_are_groups_of_options():
@@ -160,7 +166,7 @@ def test_words_too_many():
     assert "an option is missing" in refused("w", one) and call("w --out o", one)["out"] == "o"
 
 
-texts = st.text(st.characters(codec="ascii", exclude_categories=["Cc"])).filter(lambda t: not t.startswith("-"))
+texts = st.text(st.characters(codec="ascii", exclude_categories=["Cc"])).filter(lambda t: t.strip() and not t.startswith("-"))
 
 
 @settings(deadline=None, max_examples=60)

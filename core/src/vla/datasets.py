@@ -282,6 +282,8 @@ def open_recorded(record: Mapping[str, Any], settings: Mapping[str, Any] | None 
                     raise DataError("no such folder", field="path", got=one["path"])
         dataset = open_dataset(table)
     except (VlaError, OSError) as error:
+        if settings and isinstance(error, SettingsError):
+            raise  # what was asked for is wrong, not where the data is
         raise DataError(
             "the data that the model was trained on cannot be opened",
             field="--data",

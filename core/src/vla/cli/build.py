@@ -48,7 +48,11 @@ def build(
         overwrite: replace a variant.toml that is there and another, or with --init a model directory.
     """
     from vla import compose, registry
+    from vla.errors import SettingsError
 
+    if reinit and not init:
+        fix = "add --init MODEL, or leave out --reinit"
+        raise SettingsError("--reinit is for weights of a model", field="--reinit", got=",".join(reinit), fix=fix)
     of_variant = [text for text in set if not (for_ and text.startswith("data."))]
     variant = compose.build(
         head=head or None, tokenizer=tokenizer or None, backbone=backbone or None, robot=robot or None,

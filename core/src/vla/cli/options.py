@@ -4,8 +4,8 @@ One set of rules for all verbs:
 
 - a positional-only parameter is a word in its place, a list there takes all words that are left;
 - any other parameter is an option, `--batch-size 8` or `--batch-size=8`; without a default it must be given;
-- `bool` is a switch, `--json`, and `--no-json` turns it off again; a number is finite; `X | None` takes `none`; a
-  `Literal` takes one of its values;
+- `bool` is a switch, `--json`, and `--no-json` turns it off again; a number is finite, a text is not empty; `X | None`
+  takes `none`; a `Literal` takes one of its values;
 - an option that is no list is given once;
 - lists are given by repeating their option, and what is given replaces the default; `none` empties one whose default is
   not empty (a recipe's `freeze`, say);
@@ -90,6 +90,9 @@ class Option:
         """
         if self.optional and text.lower() == "none":
             return None
+        if not text.strip() and self.type in (str, Path):  # "$NAME" of a variable that is not set
+            fix = f"give {_KINDS[self.type][1]}, or leave {self.label} out"
+            raise SettingsError("an empty value", field=self.label, got=repr(text), fix=fix)
         for value in self.values:
             if str(value) == text:
                 return value

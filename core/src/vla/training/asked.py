@@ -37,7 +37,7 @@ class Asked:
         """
         things = [self.model, self.type and f"--type {self.type}", self.recipe and f"--recipe {self.recipe}"]
         named = {slot: name for slot, name in self.names.items() if name}
-        if not (any(things) or named) or (self.type and (self.model or self.recipe)) or (self.recipe and named):
+        if not (any(things) or named) or (self.type and (self.model or self.recipe)):
             raise SettingsError(
                 "name one thing to train: a model, parts (--head, ...), --type or --recipe",
                 field="model",
@@ -64,5 +64,6 @@ class Asked:
         base, preset = read_variant(self.model) if self.model else None, self.preset or None
         if self.recipe:
             recipe = read_recipe(self.recipe)
-            return recipe.on(base, preset=preset, set=self.set) if base else recipe.build(preset=preset, set=self.set)  # type: ignore[no-any-return]
+            set = {**named, **self.set}  # parts that are named win over the recipe, as every option does
+            return recipe.on(base, preset=preset, set=set) if base else recipe.build(preset=preset, set=set)  # type: ignore[no-any-return]
         return build(base=base, type=self.type or None, preset=preset, set=self.set, **named)

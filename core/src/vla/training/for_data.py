@@ -53,7 +53,12 @@ def choices(dataset: Any, variant: Variant, given: Collection[str] = (), trained
     found = []
     for key, what in (("state_dim", "states"), ("action_dim", "actions")):
         width = robot.offers.get(key) or getattr(info, key)
-        if width > getattr(spec, key) or (not trained and width != getattr(spec, key)):
+        if width > (have := getattr(spec, key)) and f"spec.{key}" in given:
+            fix = f"--set spec.{key}={width}, or leave out --set spec.{key}"
+            raise SettingsError(
+                f"the data is wider: its {what}", field=f"spec.{key}", got=have, expected=f">= {width}", fix=fix
+            )
+        if width > have or (not trained and width != have):
             found.append(Choice(f"spec.{key}", width, f"the data's {what} have {width} values"))
     mine = dict.fromkeys(robot.offers.get("cameras", ()))
     if "robot.cameras" in given and not trained and mine and tuple(mine) != spec.cameras:

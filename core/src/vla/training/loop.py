@@ -113,7 +113,7 @@ def train(
         )
     # Everything that can be refused is refused before the run folder is touched.
     check_listeners(config.listeners)
-    check_folder(out, resume, overwrite, config)
+    check_folder(out, resume, overwrite, config, base_of(model))
     notes: list[str] = []
     found = None
     if saved is not None and resume_step is None and not checkpoints.checkpoint_steps(out):

@@ -26,8 +26,8 @@ from vla.training.prepare import Prepared
 from vla.training.saved_run import read_run
 
 
-def check_folder(out: Path, resume: bool, overwrite: bool, config: TrainConfig) -> None:
-    """Refuse to mix runs, and what would stand in the way of the model at the end."""
+def check_folder(out: Path, resume: bool, overwrite: bool, config: TrainConfig, base: str = "") -> None:
+    """Refuse to mix runs, to forget the model that training starts from, and what would stand in the way at the end."""
     steps = checkpoints.checkpoint_steps(out)
     refuse_taken(out / MODEL, store.KIND, True)
     check_metrics(out / FILE)
@@ -46,6 +46,14 @@ def check_folder(out: Path, resume: bool, overwrite: bool, config: TrainConfig) 
             else "add --overwrite, or choose another --out"
         )
         raise TrainingError("this folder holds a run already", field=str(out), got=got, fix=fix)
+    if base and Path(base).resolve().is_relative_to(out.resolve()):
+        raise TrainingError(
+            "--overwrite would remove the model that training starts from",
+            field="--out",
+            got=str(out),
+            expected=f"a folder without {base}",
+            fix="choose another --out",
+        )
 
 
 def clear(out: Path, found: checkpoints.Checkpoint | None) -> list[str]:

@@ -7,7 +7,8 @@ pairs ("base_0_rgb=front") win.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -130,6 +131,13 @@ class FitCameras:
         """Text for the table."""
         return ", ".join(f"{mine} <- {theirs}" if mine != theirs else mine for mine, theirs in self.pairs)
 
+    def _with(self, unknown: Sequence[str], came: Collection[str]) -> str:
+        """robot.cameras that also has these, as far as the spec has places; what is known keeps its own."""
+        places = {mine: theirs for mine, theirs in self.pairs if theirs in came}
+        free = [name for name in self.spec_cameras if name not in places] or list(self.spec_cameras[:1])
+        places.update(zip(free, unknown, strict=False))
+        return json.dumps([f"{mine}={theirs}" for mine, theirs in places.items()])
+
     def __call__(self, data: Flat) -> Flat:
         came = {k[len("images/") :]: v for k, v in data.items() if k.startswith("images/")}
         if not came:  # a sample without its images (statistics, fitting a tokenizer); the images stage insists on one
@@ -140,7 +148,7 @@ class FitCameras:
                 field=f"images[{unknown[0]!r}]",
                 got=sorted(came),
                 expected=f"any of {list(self.known)}",
-                fix=f"say where it belongs, e.g. --set 'robot.cameras=[\"{self.spec_cameras[0]}={unknown[0]}\"]'",
+                fix=f"say where it belongs, e.g. --set 'robot.cameras={self._with(unknown, came)}'",
             )
         if lacking := [name for name in self.required if name not in came]:
             raise DataError(

@@ -46,7 +46,7 @@ def normalize(x: np.ndarray, stats: Stats, norm: str) -> np.ndarray:
             "the data is wider than its statistics",
             field="norm_stats",
             got=f"{d} values, statistics of {len(low)}",
-            fix="compute the statistics of this data: vla stats DATA",
+            fix="compute the statistics of this data: vla stats DATA --model DIR --out DIR",
         )
     z = (x - low[:d]) / width[:d]
     z = z if norm == "zscore" else z * 2.0 - 1.0
@@ -75,7 +75,7 @@ def _scale(stats: Stats, norm: str) -> tuple[np.ndarray, np.ndarray]:
             "quantile normalisation needs quantiles, and these statistics have none",
             field="norm_stats: q01, q99",
             got=None,
-            fix="compute them: vla stats DATA, or build with --set spec.norm=zscore",
+            fix="compute them: vla stats DATA --model DIR --out DIR, or build with --set spec.norm=zscore",
         )
     return stats.q01, stats.q99 - stats.q01 + EPS
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,8 +147,9 @@ def load_stats(path: str | Path) -> dict[str, Stats]:
             raise StoreError("statistics must be lists of numbers", field=where, got=str(error)) from error
         except DataError as error:
             raise StoreError(
-                error.what, field=f"{where}.{error.field}", fix="compute them again: vla stats DATA"
-            ) from error
+                error.what, field=f"{where}.{error.field}", got=error.got, expected=error.expected,
+                fix=f"compute them again: vla stats DATA --out {shlex.quote(str(path))}",
+            ) from error  # fmt: skip
     return out
 
 
@@ -160,7 +162,11 @@ def about_stats(path: str | Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     if not os.path.exists(path):
-        raise StoreError("there are no normalisation statistics", field=str(path), fix="compute them: vla stats DATA")
+        raise StoreError(
+            "there are no normalisation statistics",
+            field=str(path),
+            fix=f"compute them: vla stats DATA --out {shlex.quote(str(path))}",
+        )
     return read_json(path, "the statistics cannot be read")
 
 
