@@ -268,6 +268,8 @@ def test_the_guard_goes_by_the_extremes_where_they_are_known(saved, tmp_path):
 
 def test_options_of_a_call_win_over_those_of_the_policy(saved):
     opened = vla.open(saved[1], sampling={"num_steps": 2})
+    with pytest.raises(SettingsError, match="sampling"):
+        opened.infer(observation(), sampling="num_steps=2")
     plain, few, one = (
         opened.infer(observation(), seed=1, sampling=sampling)["actions"]
         for sampling in ({"num_steps": 10}, None, {"num_steps": 1})

@@ -452,6 +452,33 @@ def test_known_widths_are_checked():
         g.inputs(sample(state=3))
 
 
+def test_a_row_is_as_wide_as_what_our_statistics_recorded():
+    """Dims at the end that rested at 0 are dims all the same; only openpi's files, of padded data, may be wider."""
+    rest = np.array([1.0, 0.0, 0.0, 0.0])
+    parts = {"mean": rest, "std": rest, "q01": -rest, "q99": rest}
+    theirs, ours = Stats(**parts), Stats(**parts, min=-rest, max=rest)
+    actions = identity_stats(4, 2)["actions"]
+    assert group(stats={"state": theirs, "actions": actions}).inputs(sample(state=3))
+    g = group(stats={"state": ours, "actions": actions})
+    assert g.inputs(sample(state=4))
+    with pytest.raises(DataError, match="another number of values in state"):
+        g.inputs(sample(state=3))
+
+
+def test_cameras_of_which_none_is_looked_at_are_named():
+    g = group(sets=[f'robot.cameras=["{BASE}=front"]'])
+    with pytest.raises(DataError, match="none of the cameras that came") as error:
+        g.inputs(sample())
+    assert BASE in str(error.value.got) and "front" in str(error.value.expected)
+
+
+def test_the_way_out_of_an_unknown_camera_keeps_the_known():
+    with pytest.raises(DataError, match="knows no such camera") as error:
+        image = np.zeros((8, 8, 3), np.uint8)
+        group().inputs({**sample(), "images": {BASE: image, "top": image, "side": image}})
+    assert f"{BASE}={BASE}" in error.value.fix and "=top" in error.value.fix
+
+
 def test_the_table_shows_every_step():
     g = group(sets=["robot.delta=[1]"])
     text = str(g)

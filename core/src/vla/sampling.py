@@ -38,6 +38,8 @@ def options(head: Any, values: Mapping[str, Any], base: Sampling = DEFAULT_SAMPL
     Raises:
         SettingsError: an option that neither core nor the head knows, or a wrong value.
     """
+    if not isinstance(values, Mapping):
+        raise SettingsError("options of sampling are a table", field="sampling", got=values, expected="name -> value")
     declared = {name: cls for cls in (Common, *declared_by(head)) for name in fields_of(cls)}
     read = {}
     for name, value in values.items():

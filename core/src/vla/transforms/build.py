@@ -163,10 +163,13 @@ def core_steps(context: Context) -> list[tuple[str, Any]]:
 def _widths(own: int | None, stats: Stats) -> tuple[int, int]:
     """(least, most) values of a row: the robot's own; else those of the statistics.
 
-    Dims at the end that were always 0 may be missing: openpi publishes statistics of padded data.
+    Ours are as wide as what was recorded, and know its extremes. Of others dims at the end that were always 0 may be
+    missing: openpi publishes statistics of padded data.
     """
     if own:
         return own, own
+    if stats.min is not None:
+        return len(stats.mean), len(stats.mean)
     moved = np.flatnonzero((stats.std != 0) | (stats.mean != 0))
     return (int(moved[-1]) + 1 if len(moved) else 1), len(stats.mean)
 

@@ -157,6 +157,14 @@ class FitCameras:
                 got=sorted(came),
                 fix="send every camera of the robot",
             )
+        if not any(theirs in came for _, theirs in self.pairs):
+            raise DataError(
+                "none of the cameras that came is one that the policy looks at",
+                field="images",
+                got=sorted(came),
+                expected=f"any of {[theirs for _, theirs in self.pairs]}",
+                fix="send them under these names",
+            )
         seen_as = {k[len("image_masks/") :]: as_mask(v, k) for k, v in data.items() if k.startswith("image_masks/")}
         if unknown := [name for name in seen_as if name not in self.known]:
             raise DataError(
