@@ -12,7 +12,7 @@ from vla import compose
 from vla.errors import PartError, SettingsError, StoreError, VlaError
 from vla.fitting import MisfitError
 from vla.parts import Part
-from vla.settings import parse_value, to_toml
+from vla.settings import parse_sets, parse_value, to_toml
 
 TOYS = {"backbone": "toybone", "tokenizer": "toycodec", "head": "toyboth"}
 
@@ -160,6 +160,15 @@ def test_a_wrong_setting_says_which_and_what_is_known(world, word):
 def test_values_as_a_person_types_them(text, value):
     got = parse_value(text)
     assert type(got) is type(value) and (got == value or value != value)
+
+
+def test_a_setting_without_a_value_is_refused():
+    """--set data.prompt=$UNSET; an empty text is written as such."""
+    for text in ("data.prompt=", "data.prompt= "):
+        with pytest.raises(SettingsError, match="no value") as error:
+            parse_sets([text])
+        assert error.value.field == "data.prompt" and "data.prompt=" in error.value.fix
+    assert parse_sets(['data.prompt=""']) == {"data.prompt": ""}
 
 
 @given(

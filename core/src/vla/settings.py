@@ -242,6 +242,9 @@ def parse_sets(sets: Mapping[str, Any] | Iterable[str] | str) -> dict[str, Any]:
         if not equals or not all(path.strip().split(".")):
             fix = f"--set {path.strip() or 'PATH'}=VALUE"
             raise SettingsError("a setting is written path=value", field="--set", got=item, fix=fix)
+        if not text.strip():  # "$NAME" of a variable that is not set
+            fix = f"give one, or leave it out; an empty text is written --set '{path.strip()}=\"\"'"
+            raise SettingsError("a setting has no value", field=path.strip(), got=item, fix=fix)
         out[path.strip()] = parse_value(text.strip())
     return out
 

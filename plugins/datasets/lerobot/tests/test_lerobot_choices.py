@@ -29,6 +29,21 @@ def _as(name, kind, of=lambda v: v):
 # ---- instructions ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("where", [0, slice(None)])
+def test_the_number_of_a_task_that_is_null_names_file_and_episode(tmp_path, where):
+    def null(table, e):
+        numbers = np.array(table["task_index"].to_pylist(), object)
+        numbers[where] = None if e == 1 else numbers[where]
+        return put(table, "task_index", pa.array(numbers.tolist(), pa.int64()))
+
+    root = make(tmp_path / "set", V21, change=null)
+    with pytest.raises(DataError, match=r"instruction is missing(.|\n)*000001.parquet(.|\n)*episode 1\)") as error:
+        open_dataset(root)
+    assert error.value.got == "null" and "data.prompt=" in error.value.fix and "data.exclude='1'" in error.value.fix
+    assert set(open_dataset(root, {"prompt": "go on"}).prompts()) == {"go on"}
+    assert len(open_dataset(root, {"exclude": 1}).prompts()) > 0
+
+
 @pytest.mark.parametrize("task", ["", "  ", None, ["a", "b"], 7])
 def test_an_instruction_is_a_text(tmp_path, task):
     root = make(tmp_path / "set", V21)

@@ -210,29 +210,39 @@ class LeRobotDataset:
             return None, meta.tasks
         texts: dict[int, Any] = dict(enumerate(frames.texts)) if frames.texts else meta.tasks
         values = frames.scalars[task]
+        if values.dtype.kind == "f" and (lost := np.isnan(values)).any():  # null in the file
+            raise self._no_instruction(
+                frames, task, lost, "an instruction is missing", "null", f"one of {sorted(texts)}"
+            )
         numbers = values if values.dtype.kind in "iu" else whole(values, f"{meta.root}: {task}")
         wrong = [n for n in np.unique(numbers).tolist() if not isinstance(texts.get(n), str) or not texts[n].strip()]
         if wrong:
-            number, text = wrong[0], texts.get(wrong[0])
-            at = int(np.argmax(numbers == number))
-            file, row = frames.groups.place(meta.data_files, int(frames.rows[at]))
-            bad = np.unique(frames.episode[np.isin(numbers, wrong)])
+            number = int(numbers[np.argmax(np.isin(numbers, wrong))])  # of the first such frame
+            text = texts.get(number)
             what = (
                 "a frame has a task that meta/ does not list" if number not in texts
                 else "an instruction is missing" if text is None
                 else "an instruction is empty" if isinstance(text, str)
                 else "an instruction is no text"
             )  # fmt: skip
-            raise DataError(
-                what, field=f"{file}: {task} in row {row} (episode {frames.episode[at]})",
-                got=number if number not in texts else repr(text) if frames.texts else f"{number}: {text!r} in meta/",
-                expected="an instruction in words" if number in texts else f"one of {sorted(texts)}",
-                fix=advice(
-                    _give_instruction([c for c in self._text_columns if c != task]),
-                    leave_out(bad, len(meta.numbers)),
-                ),
-            )  # fmt: skip
+            got = number if number not in texts else repr(text) if frames.texts else f"{number}: {text!r} in meta/"
+            expected = "an instruction in words" if number in texts else f"one of {sorted(texts)}"
+            raise self._no_instruction(frames, task, np.isin(numbers, wrong), what, got, expected)
         return numbers, texts
+
+    def _no_instruction(
+        self, frames: Frames, task: str, bad: np.ndarray, what: str, got: Any, expected: str
+    ) -> DataError:
+        """The error of frames `bad` [N] without an instruction, at the first of them."""
+        at = int(np.argmax(bad))
+        file, row = frames.groups.place(self._meta.data_files, int(frames.rows[at]))
+        return DataError(
+            what, field=f"{file}: {task} in row {row} (episode {frames.episode[at]})", got=got, expected=expected,
+            fix=advice(
+                _give_instruction([c for c in self._text_columns if c != task]),
+                leave_out(np.unique(frames.episode[bad]), len(self._meta.numbers)),
+            ),
+        )  # fmt: skip
 
     def _choose_cameras(self, columns: Sequence[str], modality: Modality) -> dict[str, str]:
         """Name offered -> key in the dataset."""
