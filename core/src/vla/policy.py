@@ -256,11 +256,16 @@ class Policy:
         padded = [None if c is None else np.pad(c, ((0, 0), (0, dim - c.shape[1]))) for c in chunks]
         return prefix_of(padded, counts, (spec.action_horizon, dim), mode)
 
+    @property
+    def chunking(self) -> tuple[str, ...]:
+        """The ways of real-time chunking that `infer` can do: the head's, `trained` only where it was trained."""
+        can = self.variant.parts["head"].offers.get("chunking", ())
+        return tuple(m for m in can if m != "trained" or trained_delay(self.model.record))
+
     def _mode(self, mode: str, delay: int) -> str:
         """The mode asked for, or the best that the head has."""
-        can = self.variant.parts["head"].offers.get("chunking", ())
+        can, usable = self.variant.parts["head"].offers.get("chunking", ()), self.chunking
         trained = trained_delay(self.model.record)
-        usable = [m for m in can if m != "trained" or trained]
         if not mode:
             best = [m for m in ("trained", "guided", "forced") if m in usable]
             mode = next((m for m in best if m != "trained" or delay <= trained), "")

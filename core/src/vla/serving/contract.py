@@ -37,7 +37,7 @@ def contract_of(policy: Any, hz: float = 0.0) -> dict[str, Any]:
         "action_dim": robot.action_dim,
         "action_horizon": variant.spec.action_horizon,
         "hz": robot.hz or None,
-        "rtc": list(variant.parts["head"].offers.get("chunking", ())),
+        "rtc": list(policy.chunking),
         "action_space": variant.parts["robot"].offers.get("action_space"),
         "embodiment": robot.to_table(),
         "parts": {path: chosen.part.name for path, chosen in variant.walk()},
