@@ -215,12 +215,29 @@ def test_the_trained_mode_goes_by_the_record():
         ("delay", {"delay": -1}),
         ("prefix", {"prefix": np.zeros((4, 7))}),
         ("prefix", {"prefix": np.full((4, 3), np.nan)}),
+        ("prefix cannot be read as an array", {"prefix": [[1, 2, 3], [4]]}),
+        ("prefix must be numbers", {"prefix": [["a", "b", "c"]]}),
+        ("prefix must be numbers", {"prefix": b"abc"}),
+        ("prefix must be numbers", {"prefix": {}}),
+        ("prefix must be numbers", {"prefix": np.zeros((4, 3)) + 1j}),
     ],
 )
 def test_what_cannot_be_gone_on_from_is_refused(words, options):
     policy = small_policy()
     with pytest.raises(vla.VlaError, match=words):
         policy.infer(seen(), **{"prefix": np.zeros((4, 3)), "delay": 1, **options})
+    with pytest.raises(vla.VlaError, match="one prefix and one delay per observation"):
+        policy.infer_batch([seen()], prefixes=[np.zeros((4, 3))], delays=1)
+
+
+def test_an_evaluation_leaves_something_to_go_on_from():
+    from vla.evaluation.rollout import _Plan
+
+    with pytest.raises(vla.VlaError, match="nothing is left") as caught:
+        _Plan("guided", latency=0, execute=0, overlap=0, max_delay=0).steps(6)
+    assert "--execute 3" in caught.value.fix
+    assert _Plan("guided", latency=0, execute=3, overlap=0, max_delay=0).steps(6) == 3
+    assert _Plan("guided", latency=2, execute=0, overlap=0, max_delay=0).steps(6) == 4
 
 
 def test_a_token_policy_forces_the_tokens_of_the_first_steps():

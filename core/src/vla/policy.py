@@ -231,9 +231,10 @@ class Policy:
     ) -> Prefix:
         """What the chunks go on from, as the model sees actions: through the robot's adapter, relative, normalised."""
         delays = [0] * len(rows) if delays is None else delays
-        if len(prefixes) != len(rows) or len(delays) != len(rows):
+        counted = [len(given) if hasattr(given, "__len__") else repr(given) for given in (prefixes, delays)]
+        if counted != [len(rows)] * 2:
             raise DataError("one prefix and one delay per observation", field="prefixes, delays",
-                            got=f"{len(prefixes)}, {len(delays)}", expected=len(rows))  # fmt: skip
+                            got=f"{counted[0]}, {counted[1]}", expected=len(rows))  # fmt: skip
         spec, chunks, counts = self.variant.spec, [], []
         for row, prefix, delay in zip(rows, prefixes, delays, strict=True):
             if prefix is None:

@@ -21,6 +21,7 @@ from attrs import define, evolve, field
 
 from vla.contracts import Prefix
 from vla.errors import DataError, SettingsError
+from vla.transforms.group import as_array
 
 SAMPLED = ("guided", "trained", "inpaint", "forced")  # the policy is told the prefix
 PLAYED = ("none", "append", "aligned", "blend")  # it is not
@@ -182,9 +183,9 @@ def check_prefix(prefix: Any, delay: Any, width: int) -> tuple[np.ndarray, int]:
     """A prefix [p d] and its delay as a caller gave them.
 
     Raises:
-        DataError: other axes or width, values that are not finite, or a delay that is no whole number >= 0.
+        DataError: no numbers, other axes or width, values that are not finite, or a delay that is no whole number >= 0.
     """
-    values = np.asarray(prefix, np.float64) if not isinstance(prefix, str) else np.zeros(0)
+    values = as_array(prefix, "prefix", numbers=True).astype(np.float64)
     if values.ndim != 2 or not len(values) or (width and values.shape[1] != width):
         raise DataError("a prefix is the rest of the previous chunk", field="prefix", got=values.shape,
                         expected=f"[steps, {width or 'dims'}]")  # fmt: skip

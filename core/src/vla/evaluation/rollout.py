@@ -207,7 +207,7 @@ class _Plan:
         """Steps from one request to the next (`none`, `append`: executed steps of a chunk).
 
         Raises:
-            SettingsError: the old chunk would be over before the next one comes.
+            SettingsError: the old chunk would be over before the next one comes, or before it is asked for.
         """
         if self.rtc in ("none", "append"):
             steps = min(self.execute or horizon, horizon)
@@ -220,6 +220,12 @@ class _Plan:
             raise SettingsError(
                 "a chunk is over before the next one comes", field="execute, latency",
                 got=f"{self.execute}, {self.latency} steps", expected=want, fix="use rtc=none, or train longer chunks",
+            )  # fmt: skip
+        if self.rtc in SAMPLED and steps == horizon:
+            raise SettingsError(
+                "nothing is left of a chunk that the next one could go on from", field="execute, latency",
+                got=f"{self.execute}, {self.latency} steps", expected=f"fewer steps than the chunk's {horizon}",
+                fix=f"say --latency, or --execute {max(1, horizon // 2)}",
             )  # fmt: skip
         return steps
 
