@@ -101,6 +101,12 @@ def test_a_key():
             with pytest.raises(Unreachable, match="key is missing or wrong"):
                 RemotePolicy(server.url, api_key=wrong).connect()
         assert RemotePolicy(server.url, api_key="sesame").infer(observation())["actions"].shape == (5, 2)
+        from vla.errors import SettingsError
+        from vla.evaluation import remote
+
+        with pytest.raises(SettingsError, match="wants its key") as caught:
+            remote.Remote(server.url, api_key="wrong")
+        assert "VLA_API_KEY" in caught.value.fix
         assert [get(server, path)[0] for path in ("/healthz", "/readyz", "/spec", "/metrics")] == [200, 200, 401, 401]
         assert get(server, "/spec", Authorization="Api-Key sesame")[0] == 200
         assert get(server, "/spec?key=sesame")[0] == 200 and get(server, "/spec?key=x")[0] == 401

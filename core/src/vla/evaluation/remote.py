@@ -41,8 +41,11 @@ class Remote:
         try:
             self.client.connect(min(timeout, PATIENCE))
         except self._errors as error:
-            fix = "start it: vla serve MODEL, or openpi's scripts/serve_policy.py"
-            raise SettingsError("no policy answers there", field="--policy", got=str(error), fix=fix) from error
+            if "HTTP 401" in str(error):
+                what, fix = "the policy there wants its key", "set VLA_API_KEY (or --api-key) to the server's key"
+            else:
+                what, fix = "no policy answers there", "start it: vla serve MODEL, or openpi's scripts/serve_policy.py"
+            raise SettingsError(what, field="--policy", got=str(error), fix=fix) from error
         self.name = self.client.name
         self.horizon = int(self.client.contract.get("action_horizon") or 0)
         self.digest = str(self.client.digest or "")
