@@ -7,6 +7,7 @@ beyond any screen).
 """
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -24,7 +25,8 @@ import numpy as np
 import vla
 from vla.cli import main
 
-CPU_SECONDS, WALL_SECONDS = 5, 60  # computing, and waiting for something that never comes (on a machine that is shared)
+# Computing, and waiting for something that never comes. Promised are 5 s; a CPU second of a busy machine is worth less.
+CPU_SECONDS, WALL_SECONDS = 10, 60
 MEMORY = 500 << 20
 BAD = ("traceback", "hang", "memory", "crash", "outside", "escape", "long")
 FOREIGN = (
@@ -95,6 +97,7 @@ def _child(case: Case, place: Path, room: Path, note: Path) -> None:
     touched: list[str] = []
     try:
         os.setsid()
+        gc.freeze()  # what the parent has made is not this case's to look through
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         size, here = (int(word) * 4096 for word in Path("/proc/self/statm").read_text().split()[:2])
         resource.setrlimit(resource.RLIMIT_AS, (size + 4 * MEMORY, size + 4 * MEMORY))
